@@ -1,0 +1,1 @@
+"""Feature networks, metrics on held-out photos, sample grids."""

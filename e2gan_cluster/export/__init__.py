@@ -1,0 +1,1 @@
+"""ONNX files for phones and browsers, their parity checks, and running them."""

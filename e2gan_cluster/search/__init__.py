@@ -1,0 +1,1 @@
+"""Crucial layers, rank ladder, data ladder, and their Ray Tune driver."""

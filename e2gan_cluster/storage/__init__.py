@@ -1,0 +1,1 @@
+"""Object store (folder or S3), the names of all keys, manifests, the adapter registry."""

@@ -1,0 +1,141 @@
+"""Every key under a storage root is built here and nowhere else.
+
+The root is a folder or ``s3://bucket/prefix``; keys are relative to it and use ``/``.
+"""
+
+import re
+
+NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
+
+REPORT = "report.html"
+
+
+def check_name(name: str, what: str = "name") -> str:
+    """Return ``name`` if it may be used in a key.
+
+    Raises:
+        ValueError: it is not 1 to 63 of ``a-z 0-9 -`` with a letter or digit at both ends.
+    """
+    if not isinstance(name, str) or not NAME.match(name):
+        raise ValueError(f"{what} {name!r} must be 1 to 63 of a-z, 0-9 and -, starting and ending with a-z or 0-9")
+    return name
+
+
+def pairs_prefix(concept: str) -> str:
+    """Folder of a concept's pair shards."""
+    return f"pairs/{check_name(concept, 'concept')}/"
+
+
+def pair_shard(concept: str, shard: str) -> str:
+    """Parquet file of one shard."""
+    return f"{pairs_prefix(concept)}{check_name(shard, 'shard')}.parquet"
+
+
+def pair_shard_done(concept: str, shard: str) -> str:
+    """Done-marker of one shard, written last."""
+    return f"{pairs_prefix(concept)}{check_name(shard, 'shard')}.done.json"
+
+
+def pairs_status(concept: str) -> str:
+    """Counts of a concept's pairs; written when generation of the concept ends."""
+    return f"{pairs_prefix(concept)}status.json"
+
+
+def pairs_grid(concept: str, split: str) -> str:
+    """Picture of fixed photos beside their edits."""
+    return f"{pairs_prefix(concept)}grid-{check_name(split, 'split')}.png"
+
+
+def base_prefix(base_id: str) -> str:
+    """Folder of a published base."""
+    return f"base/{check_name(base_id, 'base_id')}/"
+
+
+def base_file(base_id: str, name: str) -> str:
+    """A file of a published base."""
+    return f"{base_prefix(base_id)}{name}"
+
+
+def base_pointer(fingerprint: str) -> str:
+    """Done-marker of base training: config fingerprint -> base_id."""
+    return f"base/by-config/{check_name(fingerprint, 'fingerprint')}.json"
+
+
+def base_work_prefix(fingerprint: str) -> str:
+    """Folder of the checkpoints of a base in training."""
+    return f"work/base/{check_name(fingerprint, 'fingerprint')}/"
+
+
+def layers_prefix(base_id: str) -> str:
+    """Folder of the crucial-layer analysis of a base."""
+    return f"base-analysis/{check_name(base_id, 'base_id')}/"
+
+
+def layers_file(base_id: str, name: str) -> str:
+    """A file (table, picture) of the crucial-layer analysis of a base."""
+    return f"{layers_prefix(base_id)}{name}"
+
+
+def search_prefix(concept: str, fingerprint: str) -> str:
+    """Folder of the search records of a concept under one search setting."""
+    return f"search/{check_name(concept, 'concept')}/{check_name(fingerprint, 'fingerprint')}/"
+
+
+def search_trial(concept: str, fingerprint: str, trial: str) -> str:
+    """Record of one finished trial."""
+    return f"{search_prefix(concept, fingerprint)}trials/{check_name(trial, 'trial')}.json"
+
+
+def search_trial_adapter(concept: str, fingerprint: str, trial: str, name: str) -> str:
+    """A file of the adapter that one trial trained."""
+    return f"{search_prefix(concept, fingerprint)}trials/{check_name(trial, 'trial')}/{name}"
+
+
+def search_result(concept: str, fingerprint: str) -> str:
+    """Done-marker of a concept's search: its pick."""
+    return f"{search_prefix(concept, fingerprint)}result.json"
+
+
+def search_file(concept: str, fingerprint: str, name: str) -> str:
+    """Any other file of a concept's search (grid, curve)."""
+    return f"{search_prefix(concept, fingerprint)}{name}"
+
+
+def adapters_prefix(concept: str) -> str:
+    """Folder of all versions of a concept's adapter."""
+    return f"adapters/{check_name(concept, 'concept')}/"
+
+
+def adapter_version_prefix(concept: str, version: str) -> str:
+    """Folder of one immutable adapter version."""
+    return f"{adapters_prefix(concept)}{check_name(version, 'version')}/"
+
+
+def adapter_file(concept: str, version: str, name: str) -> str:
+    """A file of one adapter version."""
+    return f"{adapter_version_prefix(concept, version)}{name}"
+
+
+def adapter_channel(concept: str, channel: str = "latest") -> str:
+    """Pointer of a channel (``latest``, ``canary``, ``prod``), moved by compare-and-swap only."""
+    return f"{adapters_prefix(concept)}{check_name(channel, 'channel')}.json"
+
+
+def mobile_file(base_id: str, name: str) -> str:
+    """A file exported for devices that belongs to the base, not to one concept."""
+    return f"mobile/{check_name(base_id, 'base_id')}/{name}"
+
+
+def run_config(fingerprint: str) -> str:
+    """Resolved config of a run, stored beside its outputs."""
+    return f"runs/{check_name(fingerprint, 'fingerprint')}/config.yaml"
+
+
+def run_status(fingerprint: str, name: str) -> str:
+    """Status record of a run (stage state, failures, timings)."""
+    return f"runs/{check_name(fingerprint, 'fingerprint')}/{name}"
+
+
+def probe(token: str) -> str:
+    """Key of the start-up probe of conditional writes."""
+    return f"probe/{check_name(token, 'token')}"

@@ -1,0 +1,1 @@
+"""Diffusion editors behind one small interface, the bundled one, and its training."""

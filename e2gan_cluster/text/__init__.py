@@ -1,0 +1,1 @@
+"""Prompt encoders: sentences to token states."""
