@@ -136,6 +136,11 @@ def run_status(fingerprint: str, name: str) -> str:
     return f"runs/{check_name(fingerprint, 'fingerprint')}/{name}"
 
 
+def run_last(name: str) -> str:
+    """Config of the last run of that name, to explain changes."""
+    return f"runs/by-name/{check_name(name, 'run name')}.json"
+
+
 def probe(token: str) -> str:
     """Key of the start-up probe of conditional writes."""
     return f"probe/{check_name(token, 'token')}"
