@@ -1,0 +1,235 @@
+"""The whole chain: pairs, base, layers, adapt, publish, report. Each stage reads what the one before finished.
+
+The same command again resumes: every stage finds finished work by its done-marker. Ray is started only if a
+stage has work left.
+
+Example: ``e2gan run --config configs/demo.yaml``
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+from e2gan_cluster import errors
+from e2gan_cluster.batch import Batch
+from e2gan_cluster.errors import UserError
+from e2gan_cluster.progress import Reporter
+from e2gan_cluster.ray_runtime import ray_session
+from e2gan_cluster.storage import keys
+
+if TYPE_CHECKING:
+    from e2gan_cluster.track.mlflow_tracker import NullTracker, Tracker
+
+Stage = Literal["pairs", "base", "layers", "adapt", "publish", "report"]
+STAGES: tuple[Stage, ...] = ("pairs", "base", "layers", "adapt", "publish", "report")
+
+
+@dataclass
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        done: New concepts that are adapted (and published, where that stage ran).
+        failed: Concept -> reason.
+        stages: Stage -> record with `state`, `seconds`, `started_at`.
+        base_id: Base in use, once there is one.
+        versions: Concept -> published version.
+    """
+
+    done: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    base_id: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> int:
+        """0 all done, 1 nothing done, 3 some concepts failed."""
+        if not self.failed:
+            return errors.EXIT_OK
+        return errors.EXIT_SOME_FAILED if self.done else errors.EXIT_NOTHING_DONE
+
+
+@dataclass
+class _Run:
+    """One run under way: what the stages share."""
+
+    batch: Batch
+    reporter: Reporter
+    tracker: "Tracker | NullTracker"
+    outcome: Outcome
+    stack: ExitStack
+
+    def need_ray(self) -> None:
+        """Start or join Ray, once, for the rest of the run."""
+        self.stack.enter_context(ray_session(self.batch.config.ray))
+
+    def alive(self) -> list[Any]:
+        """New concepts that have not failed."""
+        return [concept for concept in self.batch.new if concept.name not in self.outcome.failed]
+
+
+def run_stages(
+    batch: Batch, reporter: Reporter, tracker: "Tracker | NullTracker", stages: Sequence[Stage] = STAGES
+) -> Outcome:
+    """Run stages in order and keep their records.
+
+    Args:
+        batch: Config, storage and concepts.
+        reporter: Gets progress.
+        tracker: MLflow, or a tracker that drops everything.
+        stages: Which; always run in the order of `STAGES`.
+
+    Raises:
+        UserError: A stage cannot go on for any concept. What is finished stays finished.
+    """
+    outcome = Outcome()
+    work: dict[Stage, Callable[[_Run], None]] = {
+        "pairs": _pairs, "base": _base, "layers": _layers, "adapt": _adapt, "publish": _publish, "report": _report,
+    }  # fmt: skip
+    with ExitStack() as stack:
+        run = _Run(batch, reporter, tracker, outcome, stack)
+        for stage in STAGES:
+            if stage in stages:
+                _timed(run, stage, work[stage])
+    return outcome
+
+
+def _timed(run: _Run, stage: Stage, work: Callable[[_Run], None]) -> None:
+    record = {"state": "running", "started_at": datetime.now(UTC).isoformat(timespec="seconds")}
+    start = time.monotonic()
+    _record(run, stage, record)
+    try:
+        work(run)
+    except BaseException as error:
+        reason = (
+            str(error).splitlines()[0] if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        )
+        state = "stopped" if isinstance(error, SystemExit | KeyboardInterrupt) else "failed"
+        _record(run, stage, {**record, "state": state, "reason": reason, "seconds": time.monotonic() - start})
+        raise
+    _record(run, stage, {**record, "state": "done", "seconds": time.monotonic() - start})
+
+
+def _record(run: _Run, stage: Stage, record: dict[str, Any]) -> None:
+    """Keep the longest time a stage took: a later run that finds it finished says nothing about its cost."""
+    key = keys.run_status(run.batch.fingerprint, "stages.json")
+    try:
+        stages: dict[str, Any] = json.loads(run.batch.store.get(key))
+    except KeyError:
+        stages = {}
+    before = stages.get(stage, {})
+    if record.get("state") == "done" and before.get("work_s", 0.0) > record["seconds"]:
+        record = {**record, "work_s": before["work_s"]}
+    elif "seconds" in record:
+        record = {
+            **record,
+            "work_s": record["seconds"]
+            + (before.get("work_s", 0.0) if before.get("state") != "done" else 0.0),
+        }
+    else:
+        record = {**record, "work_s": before.get("work_s", 0.0)}
+    stages[stage] = record
+    run.outcome.stages[stage] = record
+    run.batch.store.put(key, json.dumps(stages, indent=1).encode())
+
+
+def _pairs(run: _Run) -> None:
+    from e2gan_cluster.pairs.generate import generate_pairs, pairs_pending
+
+    batch = run.batch
+    if pairs_pending(batch.config, batch.store, batch.concepts):
+        run.need_ray()
+    results = generate_pairs(batch.config, batch.store, batch.concepts, run.reporter)
+    stage_run = run.tracker.stage_run("pairs")
+    for name, result in results.items():
+        counts = {f"{name}/train": float(result.train_ok), f"{name}/heldout": float(result.heldout_ok)}
+        run.tracker.log(stage_run, {}, counts, None)
+        if result.failure:
+            run.outcome.failed[name] = f"pairs: {result.failure}"
+            run.reporter.note(f"concept {name} failed: {result.failure}")
+    if not [concept for concept in batch.concepts if concept.name not in run.outcome.failed]:
+        raise UserError(
+            "no concept has usable pairs",
+            "see the reasons above and the filter counts in pairs/<concept>/status.json",
+        )
+
+
+def _base(run: _Run) -> None:
+    from e2gan_cluster.train.base_driver import base_done, pretrain_base
+
+    batch = run.batch
+    concepts = [concept for concept in batch.base if concept.name not in run.outcome.failed]
+    if not concepts:
+        raise UserError("no base concept has usable pairs", "choose others in concepts.base")
+    run.outcome.base_id = base_done(batch.config, batch.store, concepts)
+    if run.outcome.base_id is None:
+        run.need_ray()
+        run.outcome.base_id = pretrain_base(batch.config, batch.store, concepts, run.reporter, run.tracker)
+    run.reporter.note(f"base {run.outcome.base_id}", base_id=run.outcome.base_id)
+
+
+def _base_id(run: _Run) -> str:
+    """The base of this batch, for stages run without the base stage before them."""
+    from e2gan_cluster.train.base_driver import base_done
+
+    batch = run.batch
+    concepts = [concept for concept in batch.base if concept.name not in run.outcome.failed]
+    base_id = run.outcome.base_id or base_done(batch.config, batch.store, concepts)
+    if base_id is None:
+        raise UserError(
+            "this batch has no trained base yet", "run `e2gan run --stage base` or `e2gan base` first"
+        )
+    run.outcome.base_id = base_id
+    return base_id
+
+
+def _layers(run: _Run) -> None:
+    from e2gan_cluster.search.layers import ensure_layers
+
+    ensure_layers(
+        run.batch.config,
+        run.batch.store,
+        _base_id(run),
+        run.alive() or run.batch.base,
+        run.reporter,
+        run.tracker,
+    )
+
+
+def _adapt(run: _Run) -> None:
+    from e2gan_cluster.search.tune_driver import adapt_concepts, adapt_pending
+
+    batch = run.batch
+    base_id = _base_id(run)
+    if adapt_pending(batch.config, batch.store, base_id, run.alive()):
+        run.need_ray()
+    results = adapt_concepts(batch.config, batch.store, base_id, run.alive(), run.reporter, run.tracker)
+    for name, result in results.items():
+        if result.state == "done":
+            run.outcome.done.append(name)
+        else:
+            run.outcome.failed[name] = f"adapt: {result.failure or result.state}"
+
+
+def _publish(run: _Run) -> None:
+    from e2gan_cluster.publish import publish_batch
+
+    batch = run.batch
+    versions, failed = publish_batch(batch, _base_id(run), run.alive(), run.reporter, run.need_ray)
+    run.outcome.versions.update(versions)
+    for name, reason in failed.items():
+        run.outcome.failed[name] = f"publish: {reason}"
+    run.outcome.done = [name for name in versions if name not in run.outcome.failed]
+
+
+def _report(run: _Run) -> None:
+    from e2gan_cluster.track.report import write_report
+
+    key = keys.run_status(run.batch.fingerprint, "failures.json")
+    run.batch.store.put(key, json.dumps(run.outcome.failed, indent=1, sort_keys=True).encode())
+    write_report(run.batch.config, run.batch.store)
