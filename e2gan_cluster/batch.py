@@ -121,7 +121,8 @@ def new_concepts(config: RunConfig, catalogue: list[Concept], base: Sequence[str
         both = sorted({concept.name for concept in rest} & set(base))
         if both:
             raise InputError(
-                f"concepts.new names base concepts: {', '.join(both)}", "remove them from concepts.new or concepts.base"
+                f"concepts.new names base concepts: {', '.join(both)}",
+                "remove them from concepts.new or concepts.base",
             )
     return rest[: config.concepts.max_new]
 

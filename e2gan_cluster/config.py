@@ -24,7 +24,8 @@ class PhotosConfig(_Section):
     """Where photos come from and how they are cut."""
 
     source: str = Field(
-        "bundled", description="`bundled`, a folder, a glob, `s3://bucket/prefix`, a .parquet, .csv or .jsonl list"
+        "bundled",
+        description="`bundled`, a folder, a glob, `s3://bucket/prefix`, a .parquet, .csv or .jsonl list",
     )
     limit: Positive | None = Field(None, description="use at most this many photos, in content-hash order")
     heldout_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
@@ -46,7 +47,9 @@ class ConceptsConfig(_Section):
     base_selection: Literal["kmeans", "random"] = Field(
         "kmeans", description="k-means on prompt embeddings (E2GAN 3.2), or a random draw for comparison"
     )
-    new: list[str] | Literal["rest"] = Field("rest", description="concepts to adapt to; `rest` = all that are not in the base")
+    new: list[str] | Literal["rest"] = Field(
+        "rest", description="concepts to adapt to; `rest` = all that are not in the base"
+    )
     max_new: Positive | None = Field(None, description="adapt at most this many new concepts, in catalogue order")
 
 
@@ -54,7 +57,13 @@ class TeacherConfig(_Section):
     """The diffusion editor."""
 
     backend: Literal[
-        "instruct-pix2pix", "instruct-pix2pix-xl", "img2img", "lcm", "turbo", "flux-kontext", "qwen-image-edit"
+        "instruct-pix2pix",
+        "instruct-pix2pix-xl",
+        "img2img",
+        "lcm",
+        "turbo",
+        "flux-kontext",
+        "qwen-image-edit",
     ] = Field("instruct-pix2pix", description="kind of diffusers pipeline")
     model: str = Field("bundled", description="`bundled`, a folder, or a hub id such as `timbrooks/instruct-pix2pix`")
     revision: str | None = Field(None, description="hub revision (commit) to pin")
@@ -69,7 +78,8 @@ class TeacherConfig(_Section):
         None, description="image guidance (InstructPix2Pix 3.2.1); empty = the back-end's default"
     )
     strength: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="noise added to the photo (SDEdit); img2img kinds only; empty = the back-end's default"
+        None,
+        description="noise added to the photo (SDEdit); img2img kinds only; empty = the back-end's default",
     )
     negative_prompt: str = Field("", description="what the edit should avoid, for all concepts without their own")
     batch_size: Positive = Field(8, description="photos per call; halved by itself when memory runs out")
@@ -78,11 +88,16 @@ class TeacherConfig(_Section):
 class FiltersConfig(_Section):
     """Which pairs are kept."""
 
-    min_change: NonNegativeFloat = Field(0.005, description="mean absolute change (of 1.0) below which an edit did nothing")
+    min_change: NonNegativeFloat = Field(
+        0.005, description="mean absolute change (of 1.0) below which an edit did nothing"
+    )
     max_change: PositiveFloat = Field(0.75, description="mean absolute change (of 1.0) above which the content is gone")
-    min_std: NonNegativeFloat = Field(0.01, description="standard deviation (of 1.0) below which an image is flat or black")
+    min_std: NonNegativeFloat = Field(
+        0.01, description="standard deviation (of 1.0) below which an image is flat or black"
+    )
     min_direction: Annotated[float, Field(ge=-1, le=1)] | None = Field(
-        None, description="cosine of a pair's edit direction with its concept's mean, default feature space; empty = off"
+        None,
+        description="cosine of a pair's edit direction with its concept's mean, default feature space; empty = off",
     )
     clip_model: str | None = Field(None, description="folder or hub id of a CLIP model for the three thresholds below")
     min_clip_image: float = Field(0.7, description="CLIP photo-edit similarity (InstructPix2Pix 3.1.2)")
@@ -100,9 +115,13 @@ class PairsConfig(_Section):
     image_format: Literal["png", "webp", "jpeg"] = Field("png", description="encoding in the shards; png is lossless")
     min_workers: Positive = Field(1, description="teacher actors at least")
     max_workers: Positive = Field(2, description="teacher actors at most")
-    worker_cpus: PositiveFloat = Field(0.9, description="CPUs per teacher actor; below 1 leaves room for Ray Data's own tasks")
+    worker_cpus: PositiveFloat = Field(
+        0.9, description="CPUs per teacher actor; below 1 leaves room for Ray Data's own tasks"
+    )
     worker_gpus: NonNegativeFloat = Field(0.0, description="GPUs per teacher actor, may be a fraction")
-    shard_timeout_s: PositiveFloat = Field(3600.0, description="a shard that takes longer is retried elsewhere; seconds")
+    shard_timeout_s: PositiveFloat = Field(
+        3600.0, description="a shard that takes longer is retried elsewhere; seconds"
+    )
     filters: FiltersConfig = FiltersConfig()
 
     @model_validator(mode="after")
@@ -122,7 +141,8 @@ class NetsConfig(_Section):
     heads: Positive = Field(4, description="attention heads of the Transformer block")
     upsample: Literal["nearest", "bilinear", "shuffle"] = Field("shuffle", description="up-sampling, see docs/base.md")
     output: Literal["direct", "residual", "mapped"] = Field(
-        "mapped", description="image from features alone, photo + change, or change on a prompt-modulated colour map of the photo"
+        "mapped",
+        description="image from features alone, photo + change, or change on a prompt-modulated colour map of the photo",
     )
     modulate: bool = Field(True, description="prompt also scales and shifts the features of the last layers")
     disc_width: Positive = Field(64, description="channels of the discriminator's first layer; pix2pix: 64")
@@ -151,16 +171,22 @@ class TrainConfig(_Section):
     lr_disc: PositiveFloat = Field(2e-4, description="Adam learning rate of the discriminator")
     beta1: Fraction = Field(0.5, description="Adam beta 1; pix2pix: 0.5")
     beta2: Fraction = Field(0.999, description="Adam beta 2")
-    decay_from: Fraction = Field(0.5, description="share of training after which the rate falls linearly to 0; pix2pix: 0.5")
+    decay_from: Fraction = Field(
+        0.5, description="share of training after which the rate falls linearly to 0; pix2pix: 0.5"
+    )
     ema_images: NonNegative = Field(500, description="half-life of the weights' moving average, images; 0 = off")
     ema_interval: Positive = Field(4, description="steps between updates of the moving average")
     disc_interval: Positive = Field(1, description="generator steps per discriminator step")
-    augment: Literal["none", "diffaug"] = Field("none", description="differentiable augmentation for little data (Zhao et al. 2020)")
+    augment: Literal["none", "diffaug"] = Field(
+        "none", description="differentiable augmentation for little data (Zhao et al. 2020)"
+    )
     flip: bool = Field(True, description="mirror half of the pairs")
     amp: Literal["off", "bfloat16"] = Field("off", description="mixed precision; bfloat16 on GPUs")
     channels_last: bool = Field(False, description="NHWC memory layout")
     compile: bool = Field(False, description="torch.compile both networks")
-    collapse_steps: Positive = Field(200, description="steps with a discriminator loss near 0 after which collapse is flagged")
+    collapse_steps: Positive = Field(
+        200, description="steps with a discriminator loss near 0 after which collapse is flagged"
+    )
     checkpoint_images: Positive = Field(2000, description="images between checkpoints")
     eval_images: Positive = Field(2000, description="images between evaluations on held-out photos")
     loss: LossConfig = LossConfig()
@@ -188,22 +214,36 @@ class SearchConfig(_Section):
 
     train: TrainConfig = TrainConfig(images=4_000, lr=2e-3, ema_images=250)
     metric: Literal["lpips", "kid", "l1"] = Field(
-        "lpips", description="metric that decides rungs, lower is better, on held-out photos; kid needs 100+ of them"
+        "lpips",
+        description="metric that decides rungs, lower is better, on held-out photos; kid needs 100+ of them",
     )
-    mode: Literal["ladder", "fixed", "grid"] = Field("ladder", description="ladder as in E2GAN 3.3, fixed rank and size, or all pairs of both")
+    mode: Literal["ladder", "fixed", "grid"] = Field(
+        "ladder", description="ladder as in E2GAN 3.3, fixed rank and size, or all pairs of both"
+    )
     order: Literal["rank-first", "data-first"] = Field("rank-first", description="which ladder is climbed first")
     probe_concepts: Positive = Field(2, description="concepts of the crucial-layer analysis")
     probe_images: Positive = Field(800, description="training images per probe")
-    crucial_parts: list[str] | None = Field(None, description="adapted parts; empty = from the layer analysis of this base")
+    crucial_parts: list[str] | None = Field(
+        None, description="adapted parts; empty = from the layer analysis of this base"
+    )
     start_rank: Positive = Field(1, description="rank given to the least of the adapted layers on the first rung")
     rank_multipliers: list[Positive] = Field([1, 2, 4], description="rungs of the rank ladder")
-    data_sizes: list[Positive] = Field([50, 100, 200, 400], description="rungs of the data ladder, pairs; more than there are is cut")
-    subset: Literal["cluster", "random"] = Field("cluster", description="how a data rung's pairs are chosen (E2GAN 3.4)")
-    tolerance: Fraction = Field(0.02, description="relative: a rung must be this much better to count; the pick is the smallest within it")
+    data_sizes: list[Positive] = Field(
+        [50, 100, 200, 400], description="rungs of the data ladder, pairs; more than there are is cut"
+    )
+    subset: Literal["cluster", "random"] = Field(
+        "cluster", description="how a data rung's pairs are chosen (E2GAN 3.4)"
+    )
+    tolerance: Fraction = Field(
+        0.02,
+        description="relative: a rung must be this much better to count; the pick is the smallest within it",
+    )
     early_stop_fraction: Fraction = Field(
         0.25, description="share of a trial after which a hopeless one is stopped; 0 = never"
     )
-    early_stop_margin: NonNegativeFloat = Field(0.25, description="relative: worse than the best rung at the same point by this much = hopeless")
+    early_stop_margin: NonNegativeFloat = Field(
+        0.25, description="relative: worse than the best rung at the same point by this much = hopeless"
+    )
     warm_start: bool = Field(False, description="start from the adapter of the nearest concept already trained")
     num_workers: Positive = Field(2, description="trials at once")
     worker_cpus: PositiveFloat = Field(0.9, description="CPUs per trial")
@@ -216,11 +256,15 @@ class PublishConfig(_Section):
     """Registry and exports."""
 
     channel: str = Field("latest", description="channel moved to a new version")
-    formats: list[Literal["onnx-adapter", "required-inputs", "merged", "merged-fp16", "merged-int8", "ort", "coreml"]] = Field(
-        ["onnx-adapter", "required-inputs", "merged"], description="files made for devices"
+    formats: list[
+        Literal["onnx-adapter", "required-inputs", "merged", "merged-fp16", "merged-int8", "ort", "coreml"]
+    ] = Field(["onnx-adapter", "required-inputs", "merged"], description="files made for devices")
+    resolution: Positive | None = Field(
+        None, description="fixed side of exported graphs, pixels; empty = any multiple of 16"
     )
-    resolution: Positive | None = Field(None, description="fixed side of exported graphs, pixels; empty = any multiple of 16")
-    max_error: PositiveFloat = Field(2e-3, description="largest allowed difference torch against ONNX Runtime, fp32, in [-1, 1]")
+    max_error: PositiveFloat = Field(
+        2e-3, description="largest allowed difference torch against ONNX Runtime, fp32, in [-1, 1]"
+    )
     licence: str = Field("not stated", description="licence written into the model card")
     sign_key: str | None = Field(None, description="PEM file of an Ed25519 private key that signs manifests")
 
@@ -228,7 +272,9 @@ class PublishConfig(_Section):
 class RayConfig(_Section):
     """How Ray is reached."""
 
-    address: str | None = Field(None, description="running cluster (`auto`, `ray://...`); empty = start one on this machine")
+    address: str | None = Field(
+        None, description="running cluster (`auto`, `ray://...`); empty = start one on this machine"
+    )
     num_cpus: Positive | None = Field(None, description="CPUs of a Ray started here; empty = all")
     dashboard: bool = Field(False, description="start Ray's dashboard with a Ray started here")
 
@@ -239,8 +285,12 @@ class CostConfig(_Section):
     machine_per_hour: NonNegativeFloat = Field(0.40, description="price of one machine; currency units per hour")
     storage_per_gb_month: NonNegativeFloat = Field(0.023, description="price of storage; currency units")
     currency: str = Field("USD", description="name of the currency unit")
-    teacher_s_per_image: PositiveFloat | None = Field(None, description="measured seconds per edit; empty = table of this machine kind")
-    train_s_per_image: PositiveFloat | None = Field(None, description="measured seconds per training image; empty = table")
+    teacher_s_per_image: PositiveFloat | None = Field(
+        None, description="measured seconds per edit; empty = table of this machine kind"
+    )
+    train_s_per_image: PositiveFloat | None = Field(
+        None, description="measured seconds per training image; empty = table"
+    )
 
 
 class RunConfig(_Section):
@@ -248,7 +298,9 @@ class RunConfig(_Section):
 
     name: str = Field("run", description="name of the batch in MLflow and the report; a-z, 0-9, -")
     storage: str = Field("runs/demo", description="folder or s3://bucket/prefix that holds everything")
-    tracking: str | None = Field(None, description="MLflow URI; empty = sqlite file in the run folder (runs/NAME for S3 storage)")
+    tracking: str | None = Field(
+        None, description="MLflow URI; empty = sqlite file in the run folder (runs/NAME for S3 storage)"
+    )
     seed: NonNegative = Field(0, description="seed of everything")
     photos: PhotosConfig = PhotosConfig()
     concepts: ConceptsConfig = ConceptsConfig()
@@ -266,7 +318,9 @@ class RunConfig(_Section):
         if isinstance(self.concepts.new, list) and self.concepts.base:
             both = sorted(set(self.concepts.new) & set(self.concepts.base))
             if both:
-                raise ValueError(f"concepts.new and concepts.base both name {', '.join(both)}: remove it from one of them")
+                raise ValueError(
+                    f"concepts.new and concepts.base both name {', '.join(both)}: remove it from one of them"
+                )
         if max(self.search.data_sizes) > self.pairs.pairs_per_concept:
             raise ValueError(
                 f"search.data_sizes asks for {max(self.search.data_sizes)} pairs but pairs.pairs_per_concept is "

@@ -106,9 +106,7 @@ def _timed(run: _Run, stage: Stage, work: Callable[[_Run], None]) -> None:
     try:
         work(run)
     except BaseException as error:
-        reason = (
-            str(error).splitlines()[0] if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        )
+        reason = str(error).splitlines()[0] if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         state = "stopped" if isinstance(error, SystemExit | KeyboardInterrupt) else "failed"
         _record(run, stage, {**record, "state": state, "reason": reason, "seconds": time.monotonic() - start})
         raise
@@ -128,8 +126,7 @@ def _record(run: _Run, stage: Stage, record: dict[str, Any]) -> None:
     elif "seconds" in record:
         record = {
             **record,
-            "work_s": record["seconds"]
-            + (before.get("work_s", 0.0) if before.get("state") != "done" else 0.0),
+            "work_s": record["seconds"] + (before.get("work_s", 0.0) if before.get("state") != "done" else 0.0),
         }
     else:
         record = {**record, "work_s": before.get("work_s", 0.0)}
@@ -181,9 +178,7 @@ def _base_id(run: _Run) -> str:
     concepts = [concept for concept in batch.base if concept.name not in run.outcome.failed]
     base_id = run.outcome.base_id or base_done(batch.config, batch.store, concepts)
     if base_id is None:
-        raise UserError(
-            "this batch has no trained base yet", "run `e2gan run --stage base` or `e2gan base` first"
-        )
+        raise UserError("this batch has no trained base yet", "run `e2gan run --stage base` or `e2gan base` first")
     run.outcome.base_id = base_id
     return base_id
 

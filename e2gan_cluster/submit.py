@@ -21,7 +21,17 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 # What a job needs of the working folder is the package, jobs/ and configs/.
-EXCLUDES = [".venv/", ".git/", "runs/", "mlruns/", "docs/", "examples/", "tests/", "benchmarks/", "node_modules/"]
+EXCLUDES = [
+    ".venv/",
+    ".git/",
+    "runs/",
+    "mlruns/",
+    "docs/",
+    "examples/",
+    "tests/",
+    "benchmarks/",
+    "node_modules/",
+]
 # Passed on to the job's driver: endpoints and switches. Credentials come from the cluster's own environment
 # (instance profile, Kubernetes secret): they are never copied into Ray's job records.
 FORWARDED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "HF_HUB_OFFLINE")
@@ -147,7 +157,11 @@ def _state(client: "JobSubmissionClient", name: str) -> str | None:
 
 def _runtime_env(working_dir: Path) -> dict[str, Any]:
     forwarded = {key: os.environ[key] for key in FORWARDED if key in os.environ}
-    return {"working_dir": str(working_dir), "excludes": EXCLUDES, "env_vars": {"PYTHONPATH": ".", **forwarded}}
+    return {
+        "working_dir": str(working_dir),
+        "excludes": EXCLUDES,
+        "env_vars": {"PYTHONPATH": ".", **forwarded},
+    }
 
 
 def _entrypoint(config: RunConfig, config_path: Path, overrides: Sequence[str], working_dir: Path) -> str:

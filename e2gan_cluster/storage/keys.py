@@ -144,3 +144,13 @@ def run_last(name: str) -> str:
 def probe(token: str) -> str:
     """Key of the start-up probe of conditional writes."""
     return f"probe/{check_name(token, 'token')}"
+
+
+def feature_cache(digest: str) -> str:
+    """Features of one set of images under one network, by content."""
+    return f"work/features/{check_name(digest, 'digest')}.npy"
+
+
+def evaluation(concept: str, fingerprint: str) -> str:
+    """Metrics of a concept's base, adapter and baselines on held-out photos."""
+    return f"evaluation/{check_name(concept, 'concept')}/{check_name(fingerprint, 'fingerprint')}.json"
