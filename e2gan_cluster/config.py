@@ -142,7 +142,7 @@ class NetsConfig(_Section):
     upsample: Literal["nearest", "bilinear", "shuffle"] = Field("shuffle", description="up-sampling, see docs/base.md")
     output: Literal["direct", "residual", "mapped"] = Field(
         "mapped",
-        description="image from features alone, photo + change, or change on a prompt-modulated colour map of the photo",
+        description="image from features alone, photo + change, or change on a prompt-driven colour map of the photo",
     )
     modulate: bool = Field(True, description="prompt also scales and shifts the features of the last layers")
     disc_width: Positive = Field(64, description="channels of the discriminator's first layer; pix2pix: 64")
@@ -220,9 +220,29 @@ class SearchConfig(_Section):
     mode: Literal["ladder", "fixed", "grid"] = Field(
         "ladder", description="ladder as in E2GAN 3.3, fixed rank and size, or all pairs of both"
     )
-    order: Literal["rank-first", "data-first"] = Field("rank-first", description="which ladder is climbed first")
+    order: Literal["rank-first", "data-first", "joint"] = Field(
+        "rank-first", description="which ladder is climbed first; joint = both in step"
+    )
+    climb: Literal["up", "target"] = Field(
+        "up",
+        description="first ladder: up from the smallest rung until one no longer gains, or largest rung first as a target",
+    )
+    discriminator: Literal["none", "frozen", "last", "all"] = Field(
+        "none", description="what is trained of the base's discriminator per concept; none = no adversarial loss"
+    )
+    trial_images: Literal["fixed", "per-pair"] = Field(
+        "fixed",
+        description="each trial sees `train.images`, or a share of it by its data rung (equal epochs, as E2GAN)",
+    )
+    eval_photos: Positive = Field(64, description="held-out photos a trial is measured on, at most")
     probe_concepts: Positive = Field(2, description="concepts of the crucial-layer analysis")
     probe_images: Positive = Field(800, description="training images per probe")
+    probe_mode: Literal["alone", "without"] = Field(
+        "alone", description="a probe adapts one part alone, or all parts but one (as E2GAN)"
+    )
+    keep_parts: Fraction = Field(
+        0.9, description="parts are adapted, best first, until they hold this share of the gain"
+    )
     crucial_parts: list[str] | None = Field(
         None, description="adapted parts; empty = from the layer analysis of this base"
     )
