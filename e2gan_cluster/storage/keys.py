@@ -21,6 +21,27 @@ def check_name(name: str, what: str = "name") -> str:
     return name
 
 
+def check_key(key: str) -> str:
+    """Return ``key`` if it stays below the root on every store.
+
+    Raises:
+        ValueError: it is empty, absolute, too long, or has ``.`` or ``..`` parts, a backslash or control characters.
+    """
+    parts = key.split("/")
+    if any(part in ("", ".", "..") or len(part.encode()) > 255 for part in parts):
+        raise ValueError(f"key {key!r} must be parts joined by single slashes, without '.' and '..'")
+    if "\\" in key or not key.isprintable() or len(key.encode()) > 900:
+        raise ValueError(f"key {key[:80]!r} has a backslash or control character, or is longer than 900 bytes")
+    return key
+
+
+def check_prefix(prefix: str) -> str:
+    """Return ``prefix`` if it is empty or the beginning of a usable key."""
+    if prefix:
+        check_key(prefix[:-1] if prefix.endswith("/") else prefix)
+    return prefix
+
+
 def pairs_prefix(concept: str) -> str:
     """Folder of a concept's pair shards."""
     return f"pairs/{check_name(concept, 'concept')}/"
@@ -39,6 +60,11 @@ def pair_shard_done(concept: str, shard: str) -> str:
 def pairs_status(concept: str) -> str:
     """Counts of a concept's pairs; written when generation of the concept ends."""
     return f"{pairs_prefix(concept)}status.json"
+
+
+def pairs_index(concept: str, fingerprint: str) -> str:
+    """Names and digests of the finished shards under one pair setting; replaced as photos are added."""
+    return f"{pairs_prefix(concept)}index-{check_name(fingerprint, 'fingerprint')}.json"
 
 
 def pairs_grid(concept: str, split: str) -> str:
@@ -139,6 +165,14 @@ def run_status(fingerprint: str, name: str) -> str:
 def run_last(name: str) -> str:
     """Config of the last run of that name, to explain changes."""
     return f"runs/by-name/{check_name(name, 'run name')}.json"
+
+
+UPLOADS = "work/uploads/"
+
+
+def upload(token: str) -> str:
+    """Temporary object of a large upload, before it is placed under its own key."""
+    return f"{UPLOADS}{check_name(token, 'token')}"
 
 
 def probe(token: str) -> str:
