@@ -1,0 +1,142 @@
+"""`e2gan`: one command for every stage.
+
+A command is one line of `COMMANDS`; its module is imported only when it is called, so ``e2gan --help`` starts quickly.
+
+Example:
+    e2gan --help
+    e2gan config show --config configs/demo.yaml
+"""
+
+import importlib
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from e2gan_cluster.errors import UserError
+from e2gan_cluster.redact import redact
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One command of the table of contents.
+
+    Attributes:
+        target: ``module:attribute`` under `e2gan_cluster.commands`: a function, or a Typer app with sub-commands.
+        help: One line for the table of contents.
+        panel: Heading it stands under.
+    """
+
+    target: str
+    help: str
+    panel: str
+
+
+START = "Start here"
+STAGES = "Stages, in order"
+REGISTRY = "Registry and mobile builds"
+COMPARE = "Compare and inspect"
+CLUSTER = "Jobs on a cluster"
+
+# In the order of the table of contents.
+COMMANDS: dict[str, Entry] = {
+    "config": Entry("config:app", "Show the resolved run file, or all options.", START),
+    "concepts": Entry("concepts:concepts", "List and check a concept catalogue.", START),
+}
+
+
+class LazyGroup(TyperGroup):
+    """Lists commands from `COMMANDS`; imports the one that is called. Prints a `UserError` and exits with its code."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names in the order of the table of contents."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> TyperCommand | None:
+        """What the table of contents needs to know of a command, without importing it."""
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        return TyperCommand(cmd_name, help=entry.help, rich_help_panel=entry.panel, callback=lambda: None)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
+        """The real command, imported now."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, load_command(name) if name in COMMANDS else command, rest
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; a `UserError` becomes a message and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            typer.echo(redact(f"error: {error}"), err=True)
+            raise typer.Exit(error.exit_code) from None
+
+
+def load_command(name: str) -> TyperCommand | TyperGroup:
+    """Import a command of `COMMANDS`."""
+    module_name, _, attribute = COMMANDS[name].target.partition(":")
+    target = getattr(importlib.import_module(f"e2gan_cluster.commands.{module_name}"), attribute)
+    if isinstance(target, typer.Typer):
+        command = typer.main.get_command(target)
+    else:
+        single = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+        single.command(name)(target)
+        command = typer.main.get_command(single)
+    command.name = name
+    return command
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(version("e2gan-cluster"))
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Distil diffusion edits into one small base GAN and a LoRA adapter per effect, on a Ray cluster.
+
+    Exit codes: 0 all done, 1 nothing done, 2 bad usage, config or input, 3 some concepts failed.
+
+    Example: `e2gan run --config configs/demo.yaml`
+    """
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+def main() -> None:
+    """Console entry point."""
+    # Nothing calls home unless its user says so.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # An exception, so that `finally` blocks run and checkpoints are flushed.
+    signal.signal(signal.SIGTERM, _terminated)
+    app()
+
+
+if __name__ == "__main__":
+    main()
