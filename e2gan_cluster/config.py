@@ -64,8 +64,12 @@ class TeacherConfig(_Section):
         "turbo",
         "flux-kontext",
         "qwen-image-edit",
-    ] = Field("instruct-pix2pix", description="kind of diffusers pipeline")
-    model: str = Field("bundled", description="`bundled`, a folder, or a hub id such as `timbrooks/instruct-pix2pix`")
+        "custom",
+    ] = Field("instruct-pix2pix", description="kind of diffusers pipeline; `custom` = an editor of your own in Python")
+    model: str = Field(
+        "bundled",
+        description="`bundled`, a folder, a hub id such as `timbrooks/instruct-pix2pix`, `module:factory` if custom",
+    )
     revision: str | None = Field(None, description="hub revision (commit) to pin")
     variant: str | None = Field(None, description="weight variant of the model repository, e.g. `fp16`")
     lora: str | None = Field(None, description="folder or hub id of LoRA weights for the teacher")
@@ -225,7 +229,7 @@ class SearchConfig(_Section):
     )
     climb: Literal["up", "target"] = Field(
         "up",
-        description="first ladder: up from the smallest rung until one no longer gains, or largest rung first as a target",
+        description="first ladder: up from the smallest rung while it gains, or towards the largest as a target",
     )
     discriminator: Literal["none", "frozen", "last", "all"] = Field(
         "none", description="what is trained of the base's discriminator per concept; none = no adversarial loss"
