@@ -130,7 +130,8 @@ def save_adapter(model: PeftModel, base_id: str, state: Mapping[str, torch.Tenso
     """
     tensors = dict(state) if state is not None else adapter_state(model)
     config: dict[str, Any] = model.peft_config["default"].to_dict()
-    config.update(base_model_name_or_path=base_id, inference_mode=True)
+    # PEFT shortens long lists of layers to common suffixes; the full names say what is adapted.
+    config.update(base_model_name_or_path=base_id, inference_mode=True, target_modules=sorted(config["rank_pattern"]))
     listed = {key: sorted(value) if isinstance(value, set | list | tuple) else value for key, value in config.items()}
     text = json.dumps(listed, indent=2, sort_keys=True, default=str)
     return {MODEL_FILE: save_tensors(tensors, metadata={"format": "pt"}), CONFIG_FILE: text.encode()}
@@ -213,10 +214,10 @@ def set_lora(model: PeftModel, state: Mapping[str, torch.Tensor]) -> None:
 
 
 def start_from(model: PeftModel, donor: Mapping[str, torch.Tensor]) -> int:
-    """Start the LoRA of ``model`` from another adapter of the same base (Denoised Neural Weights: the start is worth much).
+    """Start the LoRA of ``model`` from another adapter of the same base (Gong et al. 2024, 2407.11966: starts matter).
 
-    Ranks need not be equal: of a larger donor the directions with the largest product of norms are kept; of a smaller one,
-    the remaining rows of A keep their random start and the columns of B stay 0, so that they can still learn.
+    Ranks need not be equal: of a larger donor the directions with the largest product of norms are kept; of a
+    smaller one, the remaining rows of A keep their random start and the columns of B stay 0: they can still learn.
 
     Args:
         model: Generator with fresh LoRA.

@@ -25,7 +25,7 @@ _T = TypeVar("_T", "TrialRecord", "ConceptResult")
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """One training of one concept's adapter. Its result depends on nothing else but the store's finished pairs and base.
+    """One training of one concept's adapter; its result depends on this, the config and the store's finished parts.
 
     Attributes:
         concept: Name of the concept.
@@ -155,7 +155,8 @@ class ConceptResult:
         metrics: Metrics of the pick on held-out photos.
         base_metrics: Metrics of the base without an adapter, given the new prompt.
         identity_metrics: Metrics of the unchanged photo.
-        table: One row per rung tried: trial, multiplier, data_size, seed, state, metric, images, seconds, adapter_bytes, parameters.
+        table: One row per trial: trial, multiplier, data_size, seed, state, metric, images, seconds, adapter_bytes,
+            parameters.
         trials: Trials trained.
         seconds: Worker seconds of all trials.
         images: Training images of all trials.
