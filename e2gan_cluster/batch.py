@@ -7,8 +7,8 @@ Example:
 
 import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,29 +74,41 @@ def tracking_uri(config: RunConfig) -> str:
     return f"sqlite:///{folder.resolve() / 'mlflow.db'}"
 
 
-def open_batch(config: RunConfig, choose: Callable[[RunConfig, list[Concept]], Sequence[str]] | None = None) -> Batch:
+def open_batch(config: RunConfig) -> Batch:
     """Open storage and settle the batch's concepts.
 
-    Args:
-        config: The run's config.
-        choose: Chooses the names of the base concepts when the config names none; by default k-means on prompt
-            embeddings. Its choice is recorded and used again.
+    Where the config names no base concepts they are chosen (k-means on prompt embeddings) once, and the choice
+    is recorded and used again.
 
     Raises:
         InputError: A named concept is not in the catalogue, or none is left to adapt to.
+        StoreError: Storage cannot be opened.
+    """
+    batch = peek_batch(config)
+    if batch.base or not batch.concepts:
+        return batch
+    catalogue = load_catalogue(config.concepts.catalogue)
+    names = _choose(batch.config, catalogue)
+    record = json.dumps({"base": names}, indent=1).encode()
+    batch.store.put(keys.run_status(batch.fingerprint, "concepts.json"), record)
+    return replace(batch, base=select(catalogue, names), new=new_concepts(config, catalogue, names))
+
+
+def peek_batch(config: RunConfig) -> Batch:
+    """`open_batch` without choosing: ``base`` is empty where the config names none and no run has chosen yet.
+
+    Needs neither torch nor Ray.
+
+    Raises:
+        InputError: A named concept is not in the catalogue.
         StoreError: Storage cannot be opened.
     """
     config = resolve_storage(config)
     store = open_store(config.storage)
     catalogue = load_catalogue(config.concepts.catalogue)
     digest = run_fingerprint(config)
-    names = config.concepts.base or recorded_base(store, digest)
-    if names is None:
-        names = list((choose or _choose)(config, catalogue))
-        record = json.dumps({"base": names}, indent=1).encode()
-        store.put(keys.run_status(digest, "concepts.json"), record)
-    base = select(catalogue, names)
-    return Batch(config, store, digest, base, new_concepts(config, catalogue, names))
+    names = config.concepts.base or recorded_base(store, digest) or []
+    return Batch(config, store, digest, select(catalogue, names), new_concepts(config, catalogue, names))
 
 
 def recorded_base(store: ObjectStore, digest: str) -> list[str] | None:

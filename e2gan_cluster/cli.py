@@ -11,6 +11,7 @@ import importlib
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Annotated, Any
@@ -47,6 +48,11 @@ CLUSTER = "Jobs on a cluster"
 COMMANDS: dict[str, Entry] = {
     "config": Entry("config:app", "Show the resolved run file, or all options.", START),
     "concepts": Entry("concepts:concepts", "List and check a concept catalogue.", START),
+    "plan": Entry("run:plan", "What is left to do, and what it takes.", START),
+    "run": Entry("run:run", "The whole chain, or some stages of it; resumes.", START),
+    "submit": Entry("run:submit", "Send a batch to a Ray cluster and follow it.", CLUSTER),
+    "status": Entry("run:status", "One row per concept, from storage.", CLUSTER),
+    "stop": Entry("run:stop", "Stop a batch cleanly; the next run resumes.", CLUSTER),
 }
 
 
@@ -128,14 +134,14 @@ def _terminated(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def main() -> None:
-    """Console entry point."""
+def main(args: Sequence[str] | None = None) -> None:
+    """Console entry point; ``args`` default to the process's own."""
     # Nothing calls home unless its user says so.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # An exception, so that `finally` blocks run and checkpoints are flushed.
     signal.signal(signal.SIGTERM, _terminated)
-    app()
+    app(args)
 
 
 if __name__ == "__main__":
