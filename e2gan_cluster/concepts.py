@@ -7,6 +7,7 @@ Example:
     oil, = select(catalogue, ["oil-painting"])
 """
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -260,8 +261,14 @@ class _Reader:
     def parts(self, entry: Mapping[str, Any], key: str, source: Sequence[Concept]) -> list[Concept]:
         loc: Loc = ("compose", key)
         items = entry.get(key)
+        if isinstance(items, dict) and set(items) == {"tag"}:
+            tagged = [concept for concept in source if items["tag"] in concept.tags]
+            if not tagged:
+                raise _error(self.document, (*loc, "tag"), f"no concept of `from` has the tag {items['tag']!a}")
+            return tagged
         if not isinstance(items, list) or not items:
-            raise _error(self.document, loc, f"`{key}` must be a list of names (of `from`) or of {{name, prompt}}")
+            need = "a list of names (of `from`) or of {name, prompt}, or {tag: a tag of `from`}"
+            raise _error(self.document, loc, f"`{key}` must be {need}")
         by_name = {concept.name: concept for concept in source}
         found = []
         for i, item in enumerate(items):
@@ -277,10 +284,17 @@ class _Reader:
 
     def pair(self, look: Concept, setting: Concept, template: str, tags: tuple[str, ...]) -> Concept:
         loc: Loc = ("compose",)
-        prompt = template.replace("{look}", look.prompt).replace("{setting}", setting.prompt)
+        what = f"composed prompt of `{look.name}-{setting.name}` "
+
+        def fill(first: str, second: str) -> str:
+            return self.checked(check_prompt, template.replace("{look}", first).replace("{setting}", second), loc, what)
+
+        prompt = fill(look.prompt, setting.prompt)
+        phrases = setting.wordings or (setting.prompt,)
         return Concept(
             name=self.checked(lambda v: check_name(v, "composed name"), f"{look.name}-{setting.name}", loc),
-            prompt=self.checked(check_prompt, prompt, loc, f"composed prompt of `{look.name}-{setting.name}` "),
+            prompt=prompt,
+            wordings=tuple(fill(a, b) for a, b in zip(look.wordings, itertools.cycle(phrases), strict=False)),
             tags=tuple(dict.fromkeys((*look.tags, *setting.tags, *tags))),
             negative_prompt=look.negative_prompt or setting.negative_prompt,
             teacher=MappingProxyType({**look.teacher, **setting.teacher}),
