@@ -164,6 +164,8 @@ def _names(batch: "Batch", most: int = 12) -> str:
 
 
 def _print_outcome(batch: "Batch", outcome: "Outcome", elapsed_s: float, config: Path, log_format: LogFormat) -> None:
+    from e2gan_cluster.batch import tracking_uri
+
     if log_format == "json":
         import json
 
@@ -181,9 +183,7 @@ def _print_outcome(batch: "Batch", outcome: "Outcome", elapsed_s: float, config:
         name = sorted(outcome.versions)[0]
         typer.echo(f"  e2gan pull --registry {batch.config.storage} --out build/effects {name}")
         typer.echo(f"  e2gan edit --registry {batch.config.storage} --concept {name} --image photo.jpg --out out.png")
-    typer.echo(
-        f"  mlflow server --backend-store-uri {batch.config.tracking or 'sqlite:///' + batch.config.storage + '/mlflow.db'}"
-    )
+    typer.echo(f"  mlflow server --backend-store-uri {tracking_uri(batch.config)}")
 
 
 def _print_results(batch: "Batch", outcome: "Outcome") -> None:
