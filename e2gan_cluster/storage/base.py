@@ -5,7 +5,7 @@ Example:
     store.put_new("pairs/oil/0.parquet", data)  # False if it was there already
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,16 +18,37 @@ class ObjectInfo:
     Attributes:
         key: Key relative to the storage root.
         size: Bytes.
-        etag: Opaque version of the content, for `put_if_match`.
+        etag: Opaque version of the content, for `put_if_match`; empty in listings of a folder.
+        modified_s: When it was written, seconds since 1970; 0 where the store does not say.
     """
 
     key: str
     size: int
     etag: str
+    modified_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """What an interrupted write left behind: a temporary file or an unfinished multipart upload.
+
+    Attributes:
+        name: Key or path, as a person would look for it.
+        kind: What it is.
+        age_s: Seconds since it was begun.
+    """
+
+    name: str
+    kind: str
+    age_s: float
 
 
 class ObjectStore(Protocol):
-    """A folder or an S3 prefix. Objects appear whole or not at all."""
+    """A folder or an S3 prefix. Objects appear whole or not at all.
+
+    Safe for several threads; pickles as its address (Ray workers open their own connection). Every method
+    raises ValueError for a key that could leave the root (``..``, absolute, NUL, backslash).
+    """
 
     @property
     def url(self) -> str:
@@ -93,6 +114,10 @@ class ObjectStore(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove an object; no error if it is not there (work files and ``gc`` only)."""
+        ...
+
+    def leftovers(self, older_than_s: float = 86_400, *, remove: bool = False) -> Sequence[Leftover]:
+        """What killed writers left behind, oldest first; removed on request."""
         ...
 
     def probe(self) -> None:
