@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from e2gan_cluster.errors import InputError
@@ -56,7 +55,7 @@ class Concept:
     wordings: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     negative_prompt: str | None = None
-    teacher: Mapping[str, float | int] = field(default_factory=dict)
+    teacher: Mapping[str, float | int] = field(default_factory=dict, hash=False)
 
 
 def load_catalogue(name_or_path: str) -> list[Concept]:
@@ -213,7 +212,7 @@ class _Reader:
 
     def teacher(self, value: object, loc: Loc, what: str) -> Mapping[str, float | int]:
         if value is None:
-            return MappingProxyType({})
+            return {}
         if not isinstance(value, dict):
             raise _error(self.document, loc, f"{what}: teacher must be a mapping such as {{steps: 8}}")
         self.known(value, tuple(_TEACHER_LIMITS), loc)
@@ -225,7 +224,7 @@ class _Reader:
                 raise _error(
                     self.document, (*loc, key), f"{what}: teacher.{key} must be {need} from {low:g} to {high:g}"
                 )
-        return MappingProxyType(dict(value))
+        return dict(value)
 
     def known(self, entry: Mapping[str, Any], fields: Sequence[str], loc: Loc) -> None:
         for key in entry:
@@ -297,7 +296,7 @@ class _Reader:
             wordings=tuple(fill(a, b) for a, b in zip(look.wordings, itertools.cycle(phrases), strict=False)),
             tags=tuple(dict.fromkeys((*look.tags, *setting.tags, *tags))),
             negative_prompt=look.negative_prompt or setting.negative_prompt,
-            teacher=MappingProxyType({**look.teacher, **setting.teacher}),
+            teacher={**look.teacher, **setting.teacher},
         )
 
     def unique_composed(self, concepts: Sequence[Concept]) -> None:

@@ -5,7 +5,10 @@ Load and override with `e2gan_cluster.config_io`; print with ``e2gan config show
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from e2gan_cluster.names import check_name
+from e2gan_cluster.redact import has_password
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -17,7 +20,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True, allow_inf_nan=False)
 
 
 class PhotosConfig(_Section):
@@ -251,9 +254,9 @@ class SearchConfig(_Section):
         None, description="adapted parts; empty = from the layer analysis of this base"
     )
     start_rank: Positive = Field(1, description="rank given to the least of the adapted layers on the first rung")
-    rank_multipliers: list[Positive] = Field([1, 2, 4], description="rungs of the rank ladder")
+    rank_multipliers: list[Positive] = Field([1, 2, 4], min_length=1, description="rungs of the rank ladder")
     data_sizes: list[Positive] = Field(
-        [50, 100, 200, 400], description="rungs of the data ladder, pairs; more than there are is cut"
+        [50, 100, 200, 400], min_length=1, description="rungs of the data ladder, pairs; more than there are is cut"
     )
     subset: Literal["cluster", "random"] = Field(
         "cluster", description="how a data rung's pairs are chosen (E2GAN 3.4)"
@@ -292,6 +295,13 @@ class PublishConfig(_Section):
     licence: str = Field("not stated", description="licence written into the model card")
     sign_key: str | None = Field(None, description="PEM file of an Ed25519 private key that signs manifests")
 
+    @model_validator(mode="after")
+    def _values(self) -> "PublishConfig":
+        check_name(self.channel, "publish.channel")
+        if self.resolution is not None and self.resolution % 16:
+            raise ValueError(f"publish.resolution = {self.resolution} is not a multiple of 16")
+        return self
+
 
 class RayConfig(_Section):
     """How Ray is reached."""
@@ -323,7 +333,8 @@ class RunConfig(_Section):
     name: str = Field("run", description="name of the batch in MLflow and the report; a-z, 0-9, -")
     storage: str = Field("runs/demo", description="folder or s3://bucket/prefix that holds everything")
     tracking: str | None = Field(
-        None, description="MLflow URI; empty = sqlite file in the run folder (runs/NAME for S3 storage)"
+        None,
+        description="MLflow URI; empty = `MLFLOW_TRACKING_URI`, else a sqlite file in the run folder (S3: runs/NAME)",
     )
     seed: NonNegative = Field(0, description="seed of everything")
     photos: PhotosConfig = PhotosConfig()
@@ -336,6 +347,21 @@ class RunConfig(_Section):
     publish: PublishConfig = PublishConfig()
     ray: RayConfig = RayConfig()
     costs: CostConfig = CostConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, name: str) -> str:
+        return check_name(name, "name")
+
+    @field_validator("storage", "tracking")
+    @classmethod
+    def _no_password(cls, address: str | None) -> str | None:
+        if address is not None and has_password(address):
+            raise ValueError(
+                "storage and tracking are kept with the results and must not hold a password: use the environment "
+                "(MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; AWS_* for storage)"
+            )
+        return address
 
     @model_validator(mode="after")
     def _cross(self) -> "RunConfig":

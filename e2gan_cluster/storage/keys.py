@@ -3,43 +3,9 @@
 The root is a folder or ``s3://bucket/prefix``; keys are relative to it and use ``/``.
 """
 
-import re
-
-NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
+from e2gan_cluster.names import check_name
 
 REPORT = "report.html"
-
-
-def check_name(name: str, what: str = "name") -> str:
-    """Return ``name`` if it may be used in a key.
-
-    Raises:
-        ValueError: it is not 1 to 63 of ``a-z 0-9 -`` with a letter or digit at both ends.
-    """
-    if not isinstance(name, str) or not NAME.match(name):
-        raise ValueError(f"{what} {name!r} must be 1 to 63 of a-z, 0-9 and -, starting and ending with a-z or 0-9")
-    return name
-
-
-def check_key(key: str) -> str:
-    """Return ``key`` if it stays below the root on every store.
-
-    Raises:
-        ValueError: it is empty, absolute, too long, or has ``.`` or ``..`` parts, a backslash or control characters.
-    """
-    parts = key.split("/")
-    if any(part in ("", ".", "..") or len(part.encode()) > 255 for part in parts):
-        raise ValueError(f"key {key!r} must be parts joined by single slashes, without '.' and '..'")
-    if "\\" in key or not key.isprintable() or len(key.encode()) > 900:
-        raise ValueError(f"key {key[:80]!r} has a backslash or control character, or is longer than 900 bytes")
-    return key
-
-
-def check_prefix(prefix: str) -> str:
-    """Return ``prefix`` if it is empty or the beginning of a usable key."""
-    if prefix:
-        check_key(prefix[:-1] if prefix.endswith("/") else prefix)
-    return prefix
 
 
 def pairs_prefix(concept: str) -> str:
