@@ -120,12 +120,12 @@ def mobile_file(base_id: str, name: str) -> str:
 
 def run_config(fingerprint: str) -> str:
     """Resolved config of a run, stored beside its outputs."""
-    return f"runs/{check_name(fingerprint, 'fingerprint')}/config.yaml"
+    return run_status(fingerprint, "config.yaml")
 
 
 def run_status(fingerprint: str, name: str) -> str:
     """Status record of a run (stage state, failures, timings)."""
-    return f"runs/{check_name(fingerprint, 'fingerprint')}/{name}"
+    return f"runs/{check_name(fingerprint[:16], 'fingerprint')}/{name}"
 
 
 def run_last(name: str) -> str:
