@@ -8,6 +8,27 @@ from e2gan_cluster.names import check_name
 REPORT = "report.html"
 
 
+def check_key(key: str) -> str:
+    """Return ``key`` if it stays below the root on every store.
+
+    Raises:
+        ValueError: it is empty, absolute, too long, or has ``.`` or ``..`` parts, a backslash or control characters.
+    """
+    parts = key.split("/")
+    if any(part in ("", ".", "..") or len(part.encode()) > 255 for part in parts):
+        raise ValueError(f"key {key!r} must be parts joined by single slashes, without '.' and '..'")
+    if "\\" in key or not key.isprintable() or len(key.encode()) > 900:
+        raise ValueError(f"key {key[:80]!r} has a backslash or control character, or is longer than 900 bytes")
+    return key
+
+
+def check_prefix(prefix: str) -> str:
+    """Return ``prefix`` if it is empty or the beginning of a usable key."""
+    if prefix:
+        check_key(prefix[:-1] if prefix.endswith("/") else prefix)
+    return prefix
+
+
 def pairs_prefix(concept: str) -> str:
     """Folder of a concept's pair shards."""
     return f"pairs/{check_name(concept, 'concept')}/"
