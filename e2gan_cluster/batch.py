@@ -66,9 +66,10 @@ def resolve_storage(config: RunConfig) -> RunConfig:
 
 
 def tracking_uri(config: RunConfig) -> str:
-    """MLflow URI of a run: ``tracking``, or a sqlite file in the run folder."""
-    if config.tracking:
-        return config.tracking
+    """MLflow URI of a run: ``tracking``, else ``MLFLOW_TRACKING_URI``, else a sqlite file in the run folder."""
+    address = config.tracking or os.environ.get("MLFLOW_TRACKING_URI")
+    if address:
+        return address
     folder = Path("runs") / config.name if "://" in config.storage else Path(config.storage)
     folder.mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{folder.resolve() / 'mlflow.db'}"
