@@ -1,0 +1,1 @@
+"""Training of the bundled teacher and fine-tuning of InstructPix2Pix-type teachers (development extras)."""
