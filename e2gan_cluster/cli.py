@@ -46,6 +46,7 @@ CLUSTER = "Jobs on a cluster"
 
 # In the order of the table of contents.
 COMMANDS: dict[str, Entry] = {
+    "doctor": Entry("doctor:doctor", "Check packages, storage, MLflow, Ray, GPU, disk; each with a fix.", START),
     "config": Entry("config:app", "Show the resolved run file, or all options.", START),
     "concepts": Entry("concepts:concepts", "List and check a concept catalogue.", START),
     "plan": Entry("run:plan", "What is left to do, and what it takes.", START),

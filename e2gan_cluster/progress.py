@@ -11,6 +11,7 @@ Example:
 """
 
 import json
+import math
 import sys
 import threading
 import time
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 LogFormat = Literal["auto", "plain", "json"]
+
+
+# An update sooner than this after the start reports work of an earlier run.
+_RESUME_S = 0.05
 
 
 class Reporter(Protocol):
@@ -82,8 +87,9 @@ class _Task:
     unit: str
     began_s: float
     printed_s: float
-    first_done: int | None = None
-    done: int = 0
+    # Where speed is measured from: a resumed task starts above zero, and what was there before is no speed of ours.
+    from_s: float
+    from_done: int | None = None
 
 
 class LineReporter:
@@ -111,23 +117,23 @@ class LineReporter:
         """A task of ``total`` units begins."""
         with self._lock:
             now_s = self._clock()
-            self._tasks[task] = _Task(total, unit, now_s, now_s)
+            self._tasks[task] = _Task(total, unit, now_s, now_s, now_s)
             self._print({"event": "start", "task": task, "total": total, "unit": unit})
 
     def update(self, task: str, done: int, **facts: object) -> None:
         """Print where the task is, unless it was printed a moment ago."""
         with self._lock:
             now_s = self._clock()
-            state = self._tasks.setdefault(task, _Task(0, "", now_s, now_s))
-            state.done = done
-            if state.first_done is None:
-                # A resumed task starts above zero: what was there before is no speed of ours.
-                state.first_done, state.began_s = done, now_s if done else state.began_s
+            state = self._tasks.setdefault(task, _Task(0, "", now_s, now_s, now_s))
+            if state.from_done is None:
+                state.from_done = 0
+                if done and now_s - state.began_s < _RESUME_S:
+                    state.from_done, state.from_s = done, now_s
             if now_s - state.printed_s < self._every_s and done != state.total:
                 return
             state.printed_s = now_s
             event = {"event": "update", "task": task, "done": done, "total": state.total, "unit": state.unit}
-            elapsed_s, new = now_s - state.began_s, done - (state.first_done if state.first_done else 0)
+            elapsed_s, new = now_s - state.from_s, done - state.from_done
             if elapsed_s > 0 and new > 0:
                 event["per_second"] = new / elapsed_s
                 event["eta_s"] = max(0.0, (state.total - done) * elapsed_s / new)
@@ -222,7 +228,8 @@ def format_duration(seconds: float) -> str:
 def _json_line(event: Mapping[str, Any]) -> str:
     facts = event.get("facts", {})
     flat = {k: v for k, v in event.items() if k != "facts"} | {k: v for k, v in facts.items() if k not in event}
-    return json.dumps({"time": round(time.time(), 3)} | flat, default=str)
+    plain = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in flat.items()}
+    return json.dumps({"time": round(time.time(), 3)} | plain, default=str)
 
 
 def _plain_line(event: Mapping[str, Any]) -> str:
