@@ -5,6 +5,7 @@ The submission id is made from the config, so the same batch submitted twice is 
 Example: ``e2gan submit --config configs/s3.yaml --address http://127.0.0.1:8265``
 """
 
+import hashlib
 import os
 import shlex
 import time
@@ -52,8 +53,9 @@ class Submission:
 
 
 def job_id(config: RunConfig, fingerprint: str) -> str:
-    """Submission id of a batch: its name and the first 12 digits of its fingerprint."""
-    return f"e2gan-{config.name}-{fingerprint[:12]}"
+    """Submission id of a batch: its name and 12 digits that stand for its fingerprint and its storage."""
+    digest = hashlib.sha256(f"{fingerprint} {config.storage}".encode()).hexdigest()
+    return f"e2gan-{config.name}-{digest[:12]}"
 
 
 def connect(address: str) -> "JobSubmissionClient":
