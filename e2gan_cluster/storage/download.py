@@ -101,7 +101,7 @@ def fetch_to_file(what: str, open_at: Opener, path: Path, retry: Retry, sha256: 
                 raise StoreError(f"{path} is being downloaded by another process", "wait for it, then try again")
             have = lock.seek(0, os.SEEK_END)
             _fill(what, open_at, part, retry, have, sha256, size)
-            files.place(part, path)
+            files.place(part, path, sync=False)  # can be fetched again: not worth a sync
     except OSError as error:
         raise files.file_error(error, "write", path, size) from error
     except (StoreError, KeyboardInterrupt):
@@ -119,8 +119,6 @@ def _fill(
     with part.open("r+b") as sink:
         if have == 0 or have != size:
             fetch(open_at, sink, retry, have)
-            sink.flush()
-            os.fsync(sink.fileno())
     try:
         check_file(what, part, sha256, size)
     except IntegrityError:

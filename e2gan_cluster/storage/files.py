@@ -64,15 +64,16 @@ def temp_path(target: Path) -> Path:
 
 
 @contextmanager
-def temp_file(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """A temporary file beside ``target``; synced at the end of the block, removed if still there afterwards."""
+def temp_file(target: Path, *, sync: bool = True) -> Iterator[tuple[Path, BinaryIO]]:
+    """A temporary file beside ``target``; flushed (and synced) at the end of the block, removed if the block fails."""
     make_folder(target.parent)
     path = temp_path(target)
     try:
         with path.open("xb") as f:
             yield path, f
             f.flush()
-            os.fsync(f.fileno())
+            if sync:
+                os.fsync(f.fileno())
     except BaseException:
         path.unlink(missing_ok=True)
         raise
@@ -98,13 +99,14 @@ def place_new(temp: Path, target: Path) -> bool:
     return True
 
 
-def place(temp: Path, target: Path) -> None:
+def place(temp: Path, target: Path, *, sync: bool = True) -> None:
     """Give ``temp`` the name ``target``, replacing what was there."""
     try:
         temp.replace(target)
     finally:
         temp.unlink(missing_ok=True)
-    sync_folder(target.parent)
+    if sync:
+        sync_folder(target.parent)
 
 
 def write_new(target: Path, data: bytes) -> bool:

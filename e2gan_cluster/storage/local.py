@@ -128,11 +128,12 @@ class LocalStore:
     def get_file(self, key: str, path: Path, *, sha256: str | None = None, size: int | None = None) -> None:
         """See `ObjectStore.get_file`."""
         try:
-            with self._open(key) as source, files.temp_file(path) as (temp, f):
+            # A copy can be made again: not worth a sync.
+            with self._open(key) as source, files.temp_file(path, sync=False) as (temp, f):
                 shutil.copyfileobj(source, f, _COPY_BYTES)
                 f.flush()
                 check_file(f"{self._shown}/{key}", temp, sha256, size)
-            files.place(temp, path)
+            files.place(temp, path, sync=False)
         except OSError as error:
             raise files.file_error(error, "write", path, size) from error
 

@@ -350,4 +350,4 @@ class S3Store:
 
     def probe(self) -> None:
         """See `ObjectStore.probe`."""
-        probe_store(self, lambda: f"{self._server}")
+        probe_store(self, lambda: self._server)

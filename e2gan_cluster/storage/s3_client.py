@@ -4,12 +4,12 @@ Credentials come from the environment or from AWS's own files, never from our co
 """
 
 import os
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from e2gan_cluster.errors import StoreError
+from e2gan_cluster.redact import redact
 from e2gan_cluster.storage.retry import NetworkOptions
 
 if TYPE_CHECKING:
@@ -38,16 +38,6 @@ _TRANSIENT_CODES = {
     "RequestTimeout", "RequestTimeoutException", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests",
     "InternalError", "ServiceUnavailable", "BadDigest", "XAmzContentSHA256Mismatch",
 }  # fmt: skip
-_KEY_ID = re.compile(r"(?:AKIA|ASIA)[A-Z0-9]{12,}|(?i:(?:signature|credential|token)=)[^&\s]+")
-
-
-def redact(text: str) -> str:
-    """``text`` without key ids, signatures and user:password parts of URLs."""
-    secrets = [os.environ.get(name) for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")]
-    for secret in secrets:
-        if secret and len(secret) > 3:
-            text = text.replace(secret, "***")
-    return _KEY_ID.sub("***", re.sub(r"//[^/@\s]+@", "//***@", text))
 
 
 def make_client(options: NetworkOptions) -> "S3Client":
