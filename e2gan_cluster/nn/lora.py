@@ -55,6 +55,17 @@ def adaptable_layers(generator: nn.Module, parts: Iterable[str]) -> list[str]:
     return names
 
 
+def cap_ranks(generator: nn.Module, ranks: Mapping[str, int]) -> dict[str, int]:
+    """Lower ranks to what a layer's weight matrix can have at all (an output layer has 3 rows)."""
+    modules = dict(generator.named_modules())
+
+    def full(name: str) -> int:
+        weight = getattr(modules.get(name), "weight", None)
+        return min(weight.flatten(1).shape) if isinstance(weight, torch.Tensor) else 1
+
+    return {name: max(1, min(rank, full(name))) for name, rank in ranks.items()}
+
+
 def lora_config(ranks: Mapping[str, int], base_id: str | None = None) -> LoraConfig:
     """PEFT config with one rank per layer.
 

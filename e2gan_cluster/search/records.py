@@ -122,6 +122,15 @@ class TrialRecord:
         """Metric at a share of the training, None if it was not evaluated there."""
         return next((p.metric for p in self.curve if math.isclose(p.fraction, fraction, abs_tol=1e-6)), None)
 
+    def row(self) -> dict[str, Any]:
+        """The trial as a row of its concept's ladder table."""
+        return {
+            "trial": self.spec.trial_id, "multiplier": self.spec.multiplier, "data_size": self.spec.data_size,
+            "seed": self.spec.seed_index, "state": self.state, "metric": self.metric, "images": self.images,
+            "seconds": round(self.seconds, 3), "adapter_bytes": self.adapter_bytes,
+            "parameters": self.trained_parameters,
+        }  # fmt: skip
+
     def to_json(self) -> bytes:
         """Canonical JSON."""
         return _dump(self)
