@@ -121,7 +121,7 @@ class PromptEncoder:
             warnings.warn(
                 f"Prompt has {num_tokens} tokens and is cut to {self.max_tokens}: {prompt!r}. "
                 "Shorten it, or raise max_tokens.",
-                stacklevel=3,
+                stacklevel=5,
             )
         batch = self.tokenizer(
             [prompt], padding="max_length", max_length=self.max_tokens, truncation=True, return_tensors="pt"

@@ -24,11 +24,12 @@ def train_bundled(
     out: Path,
     catalogue: Path,
     loop: LoopConfig,
-    loss: LossConfig,
+    loss: LossConfig | None = None,
     cache: Path | None = None,
     channels: tuple[int, ...] = CHANNELS,
     crops: int = 3,
     device: str = "cpu",
+    bf16: bool = True,
 ) -> LoopState:
     """Trains and exports; the same call continues a killed run.
 
@@ -37,15 +38,17 @@ def train_bundled(
         out: Checkpoint, `log.jsonl` and `unet/` (fp16 safetensors, averaged weights).
         catalogue: Concepts with wordings; every name has a reference edit.
         loop: Length and pace.
-        loss: Weights of the loss terms.
+        loss: Weights of the loss terms; None = those the bundled weights were trained with.
         cache: Folder of the slow reference edits; None puts it into `out`.
         channels: Width of the network's levels.
         crops: Crops of each photo in the cache.
         device: cpu or cuda.
+        bf16: Compute the network in bf16; the weights stay float32.
 
     Returns:
         The final state.
     """
+    loss = loss or LossConfig()
     torch.set_flush_denormal(True)
     cache = cache or out / "cache"
     build_cache(photos, cache, crops)
@@ -69,6 +72,7 @@ def train_bundled(
         loss,
         perceptual=_perceptual(device) if loss.perceptual_weight > 0 else None,
         device=device,
+        bf16=bf16,
     )
     unet.train()
     return train(trainer, loss_of, out, on_checkpoint=lambda t: export_weights(t, out / "unet", channels))
