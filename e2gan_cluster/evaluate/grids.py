@@ -1,17 +1,22 @@
-"""Sample grids: columns of labelled pictures, as PNG.
+"""Sample grids: columns of labelled pictures, as PNG that says what is where, so that it can be cut up again.
 
 Example:
     >>> png = grid_png({"photo": photos_NHWC, "teacher": edits_NHWC, "adapter": outputs_NHWC})
+    >>> read_grid(png)["teacher"].shape
+    (8, 128, 128, 3)
 """
 
 import io
+import json
 from collections.abc import Mapping
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 _GAP = 4
 _LABEL = 20
+_LAYOUT = "e2gan-grid"
+_MAX_PIXELS = 64_000_000
 _BACKGROUND = (255, 255, 255)
 _INK = (32, 32, 32)
 
@@ -43,7 +48,38 @@ def grid_png(columns: Mapping[str, np.ndarray], max_rows: int = 8, cell: int | N
         draw.text((left, 4), _fitting(draw, label, side), fill=_INK, font=_font())
         for r, image_HWC in enumerate(images_NHWC[:rows]):
             canvas.paste(_thumbnail(image_HWC, side), (left, _LABEL + r * (side + _GAP)))
-    return _png(canvas)
+    counts = {label: min(len(images), rows) for label, images in columns.items()}
+    return _png(canvas, json.dumps({"cell": side, "columns": counts}))
+
+
+def read_grid(png: bytes) -> dict[str, np.ndarray]:
+    """The columns of a picture made by `grid_png`.
+
+    Args:
+        png: PNG bytes.
+
+    Returns:
+        Label -> uint8 [N,cell,cell,3]; empty if the picture is no grid or is damaged.
+    """
+    try:
+        picture = Image.open(io.BytesIO(png), formats=["PNG"])
+        if picture.width * picture.height > _MAX_PIXELS:
+            return {}
+        layout = json.loads(picture.info[_LAYOUT])
+        pixels_HWC = np.asarray(picture.convert("RGB"))
+        side = int(layout["cell"])
+        counts = {str(label): int(count) for label, count in layout["columns"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SyntaxError):
+        return {}
+    columns = {}
+    for c, (label, count) in enumerate(counts.items()):
+        left = _GAP + c * (side + _GAP)
+        tops = [_LABEL + r * (side + _GAP) for r in range(count)]
+        cells = [pixels_HWC[top : top + side, left : left + side] for top in tops]
+        if any(cell.shape != (side, side, 3) for cell in cells):
+            return {}
+        columns[label] = np.stack(cells) if cells else np.zeros((0, side, side, 3), np.uint8)
+    return columns
 
 
 def side_by_side(images: Mapping[str, np.ndarray], cell: int | None = None) -> bytes:
@@ -64,9 +100,11 @@ def encode_png(image_HWC: np.ndarray) -> bytes:
     return _png(Image.fromarray(image_HWC))
 
 
-def _png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=False)
+def _png(picture: Image.Image, layout: str | None = None) -> bytes:
+    buffer, info = io.BytesIO(), PngImagePlugin.PngInfo()
+    if layout:
+        info.add_text(_LAYOUT, layout)
+    picture.save(buffer, "PNG", optimize=False, pnginfo=info)
     return buffer.getvalue()
 
 

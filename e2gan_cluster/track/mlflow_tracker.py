@@ -11,6 +11,7 @@ Example:
 """
 
 import atexit
+import importlib.util
 import logging
 import threading
 import time
@@ -84,6 +85,26 @@ class NullTracker:
     def close(self, timeout_s: float = 20.0) -> bool:
         """Nothing is left."""
         return True
+
+
+def open_tracker(
+    uri: str, batch: str, fingerprint: str, folder: Path | None = None, say: Callable[[str], None] | None = None
+) -> "Tracker | NullTracker":
+    """The tracker of a run; one that keeps nothing where ``uri`` is ``none`` or MLflow is not installed.
+
+    Args:
+        uri: MLflow tracking URI, or ``none``.
+        batch: Name of the batch.
+        fingerprint: Fingerprint of the run.
+        folder: As in `Tracker`.
+        say: As in `Tracker`.
+    """
+    if uri == "none":
+        return NullTracker()
+    if importlib.util.find_spec("mlflow") is None:
+        (say or _LOG.warning)("MLflow is not installed, nothing is tracked: pip install 'e2gan-cluster[cluster]'")
+        return NullTracker()
+    return Tracker(uri, batch, fingerprint, folder, say)
 
 
 class Tracker:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from e2gan_cluster.evaluate.grids import grid_png, side_by_side
+from e2gan_cluster.evaluate.grids import grid_png, read_grid, side_by_side
 from e2gan_cluster.evaluate.inference import run_generator, to_signed, to_uint8
 
 
@@ -51,3 +51,16 @@ def test_grid_has_a_column_per_label_and_short_columns_end_earlier():
 
 def test_hostile_labels_only_make_letters():
     Image.open(io.BytesIO(side_by_side({"\x00\n<script> \u202e 雪": images(1)[0], "": images(1)[0]}, cell=32))).load()
+
+
+def test_a_grid_is_cut_up_into_the_pictures_it_was_made_of():
+    columns = {"photo": images(3), 'teacher "x" ü': images(2), "none": images(0)}
+    back = read_grid(grid_png(columns))
+    assert list(back) == list(columns)
+    assert all((back[label] == columns[label]).all() for label in columns)
+
+
+def test_pictures_that_are_no_grids_or_damaged_ones_are_read_as_nothing():
+    png = grid_png({"photo": images(3)})
+    for data in (b"", png[: len(png) // 2], png.replace(b'"photo": 3', b'"photo": 9'), b"\x89PNG"):
+        assert read_grid(data) == {}
