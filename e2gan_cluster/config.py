@@ -88,6 +88,10 @@ class TeacherConfig(_Section):
         None,
         description="noise added to the photo (SDEdit); img2img kinds only; empty = the back-end's default",
     )
+    resolution: Positive | None = Field(
+        None,
+        description="side at which the teacher edits, scaled from and to the pairs'; empty = the model's own; pixels",
+    )
     negative_prompt: str = Field("", description="what the edit should avoid, for all concepts without their own")
     batch_size: Positive = Field(8, description="photos per call; halved by itself when memory runs out")
 
