@@ -8,7 +8,7 @@ Example:
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -124,13 +124,18 @@ def _sections(model: BaseModel, prefix: str) -> Iterator[tuple[str, BaseModel]]:
 
 
 def _type_name(info: FieldInfo) -> str:
+    return _annotation_name(info.annotation) + _bounds(info.metadata)
+
+
+def _bounds(metadata: Iterable[Any]) -> str:
+    """`` > 0, <= 1``."""
     bounds = []
-    for rule in info.metadata:
+    for rule in metadata:
         for name, sign in (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<=")):
             limit = getattr(rule, name, None)
             if limit is not None:
                 bounds.append(f"{sign} {limit:g}")
-    return f"{_annotation_name(info.annotation)}{' ' if bounds else ''}{', '.join(bounds)}"
+    return f" {', '.join(bounds)}" if bounds else ""
 
 
 def _annotation_name(annotation: Any) -> str:
@@ -144,7 +149,7 @@ def _annotation_name(annotation: Any) -> str:
     if origin is list:
         return f"list of {_annotation_name(args[0])}"
     if getattr(annotation, "__metadata__", None):
-        return _annotation_name(args[0])
+        return _annotation_name(args[0]) + _bounds(rule for info in args[1:] for rule in getattr(info, "metadata", ()))
     if "Literal" in str(origin):
         return " | ".join(f"`{a}`" for a in args)
     return " or ".join(_annotation_name(a) for a in args)

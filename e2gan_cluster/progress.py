@@ -27,10 +27,6 @@ if TYPE_CHECKING:
 LogFormat = Literal["auto", "plain", "json"]
 
 
-# An update sooner than this after the start reports work of an earlier run.
-_RESUME_S = 0.05
-
-
 class Reporter(Protocol):
     """Where progress goes. Tasks are named; calls may come from any thread."""
 
@@ -87,7 +83,7 @@ class _Task:
     unit: str
     began_s: float
     printed_s: float
-    # Where speed is measured from: a resumed task starts above zero, and what was there before is no speed of ours.
+    # Speed counts from the first update: a resumed task starts above zero, and that part was not done now.
     from_s: float
     from_done: int | None = None
 
@@ -126,9 +122,7 @@ class LineReporter:
             now_s = self._clock()
             state = self._tasks.setdefault(task, _Task(0, "", now_s, now_s, now_s))
             if state.from_done is None:
-                state.from_done = 0
-                if done and now_s - state.began_s < _RESUME_S:
-                    state.from_done, state.from_s = done, now_s
+                state.from_done, state.from_s = done, now_s
             if now_s - state.printed_s < self._every_s and done != state.total:
                 return
             state.printed_s = now_s

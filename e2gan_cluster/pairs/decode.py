@@ -18,13 +18,14 @@ from PIL import Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MIN_SIDE = 16
+MAX_PHOTO_BYTES = 128 * 2**20
 
 STATUS_HELP = {
     "ok": "decoded",
     "empty": "the file has no bytes",
     "missing": "no such file or object",
     "unreadable": "the file or object cannot be read",
-    "too-many-bytes": "the file is larger than 256 MiB",
+    "too-many-bytes": "the file is larger than 128 MiB",
     "not-an-image": "the bytes are no image",
     "format-not-allowed": "an image or document of another kind than JPEG, PNG, WebP, GIF, BMP, TIFF",
     "too-many-pixels": "more pixels than photos.max_megapixels allows",
@@ -58,6 +59,8 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION_TAG = 0x0112
+# Its two subjects, size and damaged metadata, are dealt with here; `catch_warnings` would not be safe between threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 _TILE_WIDTH_TAG, _TILE_LENGTH_TAG = 322, 323
 
 
@@ -86,9 +89,7 @@ def decode_photo(data: bytes, max_megapixels: float) -> DecodedPhoto:
     if len(data) > MAX_PHOTO_BYTES:
         return DecodedPhoto("too-many-bytes")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _decode(data, max_megapixels * 1e6)
+        return _decode(data, max_megapixels * 1e6)
     except Image.DecompressionBombError:
         return DecodedPhoto("too-many-pixels")
     except Image.UnidentifiedImageError:
@@ -97,9 +98,6 @@ def decode_photo(data: bytes, max_megapixels: float) -> DecodedPhoto:
         return DecodedPhoto("out-of-memory")
     except Exception as error:  # noqa: BLE001 - decoders raise anything on hostile bytes; a bad photo is a row, not a crash
         return DecodedPhoto("truncated" if "truncated" in str(error).lower() else "broken")
-
-
-MAX_PHOTO_BYTES = 256 * 2**20
 
 
 def _decode(data: bytes, max_pixels: float) -> DecodedPhoto:

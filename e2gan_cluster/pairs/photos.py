@@ -12,6 +12,8 @@ import csv
 import functools
 import hashlib
 import json
+import stat
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -61,6 +63,8 @@ _SIDECARS = {
 _SMALLEST_CROP = 0.6
 _ROW_MARK = "#row="
 _TIMEOUT_S = 60.0
+# Several threads read one file; each row group is to be decoded once.
+_parquet_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ def read_photo(ref: PhotoRef) -> bytes:
     """Bytes of a photo.
 
     Raises:
-        PhotoError: (an `InputError`) missing, unreadable, or larger than 256 MiB; its ``status`` is the reason code.
+        PhotoError: (an `InputError`) missing, unreadable, or larger than 128 MiB; its ``status`` is the reason code.
     """
     origin = ref.origin
     try:
@@ -138,8 +142,7 @@ def read_photo(ref: PhotoRef) -> bytes:
             return _s3_bytes(origin)
         if origin.startswith(("http://", "https://")):
             return _http_bytes(origin)
-        with Path(origin).open("rb") as file:
-            data = file.read(MAX_PHOTO_BYTES + 1)
+        data = _file_bytes(origin)
     except (FileNotFoundError, KeyError):
         raise PhotoError("missing", origin) from None
     except (OSError, ValueError) as bad:
@@ -312,8 +315,7 @@ def _entry(value: object, source: str, line: int) -> str:
 
 
 def _parquet(source: str) -> list[str]:
-    column = _parquet_column(source)
-    del column
+    _parquet_column(source)
     return [f"{source}{_ROW_MARK}{row}" for row in range(_parquet_file(source).metadata.num_rows)]
 
 
@@ -337,7 +339,7 @@ def _parquet_column(source: str) -> str:
     raise InputError(f"{source}: no column `image`", "a column `image` of {bytes, path} or of bytes is needed")
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)
 def _parquet_group(source: str, group: int) -> list[Any]:
     return _parquet_file(source).read_row_group(group, columns=[_parquet_column(source)]).column(0).to_pylist()
 
@@ -351,7 +353,8 @@ def _parquet_bytes(source: str, row: int) -> bytes:
         rows = metadata.row_group(group).num_rows
         if row < first + rows:
             try:
-                value = _parquet_group(source, group)[row - first]
+                with _parquet_lock:
+                    value = _parquet_group(source, group)[row - first]
             except pa.ArrowException as bad:
                 raise ValueError(str(bad)) from None
             return _cell_bytes(value, Path(source).parent)
@@ -389,6 +392,17 @@ def _s3_bytes(origin: str) -> bytes:
         return store.get(key)
     except UserError as bad:
         raise PhotoError("unreadable", origin, bad.message) from None
+
+
+def _file_bytes(origin: str) -> bytes:
+    state = Path(origin).stat()
+    if not stat.S_ISREG(state.st_mode):
+        # Opening a pipe would wait for ever.
+        raise PhotoError("unreadable", origin, "not a regular file")
+    if state.st_size > MAX_PHOTO_BYTES:
+        raise PhotoError("too-many-bytes", origin)
+    with Path(origin).open("rb") as file:
+        return file.read(MAX_PHOTO_BYTES + 1)
 
 
 def _http_bytes(origin: str) -> bytes:
