@@ -213,13 +213,18 @@ def _adapt(run: _Run) -> None:
 
 def _publish(run: _Run) -> None:
     from e2gan_cluster.publish import publish_batch
+    from e2gan_cluster.search.tune_driver import finished_results
 
     batch = run.batch
-    versions, failed = publish_batch(batch, _base_id(run), run.alive(), run.reporter, run.need_ray)
+    base_id = _base_id(run)
+    results = finished_results(batch.config, batch.store, base_id, run.alive())
+    for concept in run.alive():
+        if concept.name not in results:
+            run.outcome.failed[concept.name] = "publish: its search has not finished"
+    versions, failed = publish_batch(batch, base_id, results, run.reporter, run.need_ray)
     run.outcome.versions.update(versions)
-    for name, reason in failed.items():
-        run.outcome.failed[name] = f"publish: {reason}"
-    run.outcome.done = [name for name in versions if name not in run.outcome.failed]
+    run.outcome.failed |= {name: f"publish: {reason}" for name, reason in failed.items()}
+    run.outcome.done = sorted(versions)
 
 
 def _report(run: _Run) -> None:

@@ -22,7 +22,7 @@ from torch import nn
 from torch.export import Dim
 
 from e2gan_cluster.errors import BaseMismatchError, UserError
-from e2gan_cluster.evaluate.inference import to_signed
+from e2gan_cluster.evaluate.inference import to_signed, to_uint8
 from e2gan_cluster.evaluate.metrics import MetricNets
 from e2gan_cluster.export import coreml, names, precision
 from e2gan_cluster.export.factors import Factors, effect_tensors, read_factors
@@ -35,6 +35,7 @@ from e2gan_cluster.export.folding import (
     check_size,
     matrix_shape,
     merge,
+    plain_copy,
 )
 from e2gan_cluster.export.graph import (
     ExportError,
@@ -83,6 +84,13 @@ class BaseExport:
     resolution: int | None
     files: dict[str, Path]
     usability: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, folder: Path, meta: Mapping[str, Any]) -> "BaseExport":
+        """Inverse of `meta`, for files that lie in ``folder``."""
+        layers = {name: (int(shape[0]), int(shape[1])) for name, shape in meta["layers"].items()}
+        files = {path.name: path for path in sorted(folder.iterdir())}
+        return cls(str(meta["base_id"]), layers, meta["resolution"], files, dict(meta["mobile_usability"]))
 
     def meta(self) -> dict[str, Any]:
         """What the manifest of ``mobile/<base_id>/`` says beside the files."""
@@ -167,6 +175,42 @@ def export_base(
     return BaseExport(base.base_id, shapes, resolution, files, mobile_usability(files[names.BASE_INPUTS_ONNX]))
 
 
+def check_base_export(
+    base: BaseLike, export: BaseExport, photos_NHWC: np.ndarray | None = None, max_error: float = MAX_ERROR
+) -> dict[str, Parity]:
+    """Runs a base's graphs without adapter and compares them with torch.
+
+    Args:
+        base: Loaded base.
+        export: Its device files.
+        photos_NHWC: uint8 photos; None = one of artificial gradients.
+        max_error: Largest allowed difference in [-1, 1].
+
+    Returns:
+        Parity by file name.
+
+    Raises:
+        ExportError: A file differs from torch.
+    """
+    generator = plain_copy(base.generator)
+    tokens_TD = np.random.default_rng(0).standard_normal((5, _text_dim(generator))).astype(np.float32)
+    if photos_NHWC is None:
+        photos_NHWC = to_uint8(image_example(export.resolution))
+    photos = _fitted(photos_NHWC, export.resolution)
+    probe = Probe.of(lambda x: generator(x, torch.from_numpy(tokens_TD[None])), photos)
+    tensors = effect_tensors({}, tokens_TD, export.layers)
+    feeds = {
+        name: tensors if name == names.BASE_INPUTS_ONNX else {names.TEXT: tensors[names.TEXT]} for name in export.files
+    }
+    found = {}
+    for name, path in export.files.items():
+        session = open_session(path)
+        feed = feeds[name]
+        found[name] = measure(lambda x, s=session, f=feed: s.run([names.EDITED], {names.IMAGE: x, **f})[0], probe)
+        require_exact(name, found[name], max_error)
+    return found
+
+
 def export_adapter(
     base: BaseLike,
     base_export: BaseExport,
@@ -209,9 +253,9 @@ def export_adapter(
     merged = merge(base.generator, factors)
     text_BTD = effect_tensors(factors, tokens_TD)[names.TEXT]
     full_text = torch.from_numpy(np.asarray(tokens_TD, np.float32)[None])
-    photos_NHWC, references_NHWC = (_fitted(p, base_export.resolution) for p in (photos_NHWC, references_NHWC))
-    assert photos_NHWC is not None
-    probe = Probe.of(lambda x: merged(x, full_text), photos_NHWC, references_NHWC, metrics, nets)
+    side = base_export.resolution
+    references_NHWC = None if references_NHWC is None else _fitted(references_NHWC, side)
+    probe = Probe.of(lambda x: merged(x, full_text), _fitted(photos_NHWC, side), references_NHWC, metrics, nets)
     job = _Job(base_export, factors, tokens_TD, OneEffect(merged, text_BTD), workdir, probe, max_error)
     result = ExportResult({}, {}, {}, {})
     for fmt in dict.fromkeys(formats):
@@ -387,10 +431,8 @@ def _graph_meta(base_id: str, kind: str) -> dict[str, str]:
     return {names.META_FORMAT: str(names.FORMAT_VERSION), names.META_BASE: base_id, names.META_KIND: kind}
 
 
-def _fitted(images_NHWC: np.ndarray | None, resolution: int | None) -> np.ndarray | None:
-    """Centre crops that the exported graph takes; resized where its size is fixed."""
-    if images_NHWC is None:
-        return None
+def _fitted(images_NHWC: np.ndarray, resolution: int | None) -> np.ndarray:
+    """Images that the exported graph takes: resized where its size is fixed, else cut to multiples of 16."""
     height, width = images_NHWC.shape[1:3]
     if resolution and (height, width) != (resolution, resolution):
         from PIL import Image

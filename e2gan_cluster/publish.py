@@ -1,0 +1,313 @@
+"""From a finished search to a published version: model card, exports with parity checks, registry.
+
+Example: ``e2gan run --config configs/demo.yaml --stage publish``
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from e2gan_cluster import __version__
+from e2gan_cluster.batch import Batch
+from e2gan_cluster.concepts import Concept
+from e2gan_cluster.config import RunConfig
+from e2gan_cluster.errors import UserError
+from e2gan_cluster.progress import Reporter
+from e2gan_cluster.storage import keys, open_store
+from e2gan_cluster.storage.base import ObjectStore
+from e2gan_cluster.storage.bundle import find_manifest, publish_bundle, read_bundle
+from e2gan_cluster.storage.registry import publish_adapter, read_manifest, resolve
+
+if TYPE_CHECKING:
+    from e2gan_cluster.export.onnx_export import BaseExport, ExportResult
+    from e2gan_cluster.search.records import ConceptResult
+    from e2gan_cluster.train.base_store import Base
+
+PARITY_PHOTOS = 8
+"""Held-out photos on which every exported file is compared with torch."""
+
+OUTPUTS = "outputs.png"
+"""A strip of the adapter's outputs on the first held-out photos, for overviews."""
+
+PUBLISHED = "published.json"
+
+
+def publish_batch(
+    batch: Batch, base_id: str, results: Mapping[str, "ConceptResult"], reporter: Reporter, need_ray: Callable[[], None]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Publish every finished pick that is not published yet, one Ray task per concept.
+
+    Args:
+        batch: Config and storage.
+        base_id: The base of all ``results``.
+        results: Finished searches by concept.
+        reporter: Gets progress.
+        need_ray: Starts Ray; called only if there is something to publish.
+
+    Returns:
+        Versions by concept, and reasons by concept that could not be published.
+    """
+    versions: dict[str, str] = {}
+    failed: dict[str, str] = {}
+    pending: list[Concept] = []
+    for concept in batch.new:
+        if concept.name in results:
+            version = _published(batch, results[concept.name])
+            if version is None:
+                pending.append(concept)
+            else:
+                versions[concept.name] = version
+    if not pending:
+        return versions, failed
+    publish_base_files(batch.config, batch.store, base_id)
+    need_ray()
+    reporter.start("publish", len(pending), "concepts")
+    jobs = [(batch.config, batch.fingerprint, concept, results[concept.name]) for concept in pending]
+    for done, (name, version, reason) in enumerate(_on_ray(jobs), start=1):
+        if reason:
+            failed[name] = reason
+            reporter.note(f"concept {name} was not published: {reason}")
+        else:
+            versions[name] = version
+        reporter.update("publish", done, concept=name)
+    reporter.finish("publish", f"{len(versions)} versions, {len(failed)} failed")
+    return versions, failed
+
+
+def _on_ray(jobs: Sequence[tuple[Any, ...]]) -> Iterator[tuple[str, str, str]]:
+    import ray
+
+    remote = ray.remote(num_cpus=0.9, max_retries=3)(_publish_or_reason)
+    left = [remote.remote(*job) for job in jobs]
+    while left:
+        ready, left = ray.wait(left)
+        yield from ray.get(ready)
+
+
+def _publish_or_reason(
+    config: RunConfig, fingerprint: str, concept: Concept, result: "ConceptResult"
+) -> tuple[str, str, str]:
+    """(concept, version, reason of failure)."""
+    try:
+        return concept.name, publish_concept(config, fingerprint, concept, result), ""
+    except UserError as error:
+        return concept.name, "", error.message
+    except Exception as error:  # noqa: BLE001 - one concept must not end the others
+        return concept.name, "", f"{type(error).__name__}: {error}"
+
+
+def publish_concept(config: RunConfig, fingerprint: str, concept: Concept, result: "ConceptResult") -> str:
+    """Export one concept's pick, prove the files equal to torch, publish, move the channel.
+
+    Returns:
+        The version.
+
+    Raises:
+        UserError: An export differs from torch, or storage refuses.
+    """
+    store = open_store(config.storage)
+    base, base_export = _warm_base(config.storage, result.base_id)
+    adapter = _adapter_files(store, result)
+    with tempfile.TemporaryDirectory(prefix="e2gan-export-") as folder:
+        tokens, prompt_file = _prompt(config, concept)
+        exported, outputs = _export(config, store, concept, base, base_export, adapter, tokens, Path(folder))
+        files: dict[str, bytes] = {
+            **adapter,
+            "prompt.safetensors": prompt_file,
+            "samples.png": store.get(keys.search_file(concept.name, result.fingerprint, "samples.png")),
+            **{name: path.read_bytes() for name, path in exported.files.items()},
+        }
+    files["README.md"] = model_card(config, concept, result, exported.sizes).encode()
+    meta = _meta(config, fingerprint, concept, result) | {"export": exported.meta()}
+    sign_key = Path(config.publish.sign_key) if config.publish.sign_key else None
+    version = publish_adapter(store, concept.name, files, meta, config.publish.channel, sign_key)
+    store.put(keys.search_file(concept.name, result.fingerprint, OUTPUTS), outputs)
+    record = json.dumps({"version": version, "channel": config.publish.channel}).encode()
+    store.put(keys.search_file(concept.name, result.fingerprint, PUBLISHED), record)
+    return version
+
+
+def publish_base_files(config: RunConfig, store: ObjectStore, base_id: str) -> None:
+    """Export the base for devices, once.
+
+    Raises:
+        UserError: The exported graph is refused by a checker.
+    """
+    from e2gan_cluster.export.onnx_export import export_base
+    from e2gan_cluster.nn.lora import adaptable_layers
+    from e2gan_cluster.search.layers import load_layers
+    from e2gan_cluster.train.base_store import load_base
+
+    prefix = keys.mobile_file(base_id, "")
+    if find_manifest(store, prefix) is not None:
+        return
+    base = load_base(store, base_id)
+    table = load_layers(store, base_id)
+    parts = config.search.crucial_parts or (table.parts if table else None)
+    layers = adaptable_layers(base.generator, parts) if parts else None
+    with tempfile.TemporaryDirectory(prefix="e2gan-base-") as folder:
+        exported = export_base(base, layers, Path(folder), config.publish.resolution)
+        publish_bundle(store, prefix, exported.files, exported.meta())
+
+
+@lru_cache(maxsize=1)
+def _warm_base(storage: str, base_id: str) -> tuple["Base", "BaseExport"]:
+    """Base and its device files, kept for the life of a worker process."""
+    from e2gan_cluster.export.onnx_export import BaseExport
+    from e2gan_cluster.train.base_store import load_base
+
+    store = open_store(storage)
+    bundle = read_bundle(store, keys.mobile_file(base_id, ""))
+    folder = Path(tempfile.mkdtemp(prefix="e2gan-base-"))
+    for name, data in bundle.files.items():
+        (folder / name).write_bytes(data)
+    return load_base(store, base_id), BaseExport.of(folder, bundle.manifest.meta)
+
+
+def _adapter_files(store: ObjectStore, result: "ConceptResult") -> dict[str, bytes]:
+    prefix = result.adapter_key_prefix
+    return {file.name: store.get(prefix + file.name, sha256=file.sha256, size=file.size) for file in result.files}
+
+
+def _prompt(config: RunConfig, concept: Concept) -> tuple[Any, bytes]:
+    """The prompt's tokens [T, D], and the file a phone gets instead of a text encoder."""
+    from safetensors.numpy import save
+
+    from e2gan_cluster.text.encoder import PromptEncoder
+
+    embedding = PromptEncoder(max_tokens=config.nets.text_tokens).encode([concept.prompt])
+    tokens, pooled = embedding.tokens_BTD[0].numpy(), embedding.pooled_BD[0].numpy()
+    return tokens, save({"tokens": tokens, "pooled": pooled})
+
+
+def _export(
+    config: RunConfig,
+    store: ObjectStore,
+    concept: Concept,
+    base: "Base",
+    base_export: "BaseExport",
+    adapter: Mapping[str, bytes],
+    tokens_TD: Any,
+    folder: Path,
+) -> tuple["ExportResult", bytes]:
+    import copy
+
+    import numpy as np
+
+    from e2gan_cluster.evaluate.grids import encode_png
+    from e2gan_cluster.evaluate.inference import run_generator
+    from e2gan_cluster.export.onnx_export import export_adapter
+    from e2gan_cluster.nn.lora import load_adapter
+    from e2gan_cluster.pairs.shards import load_pairs
+
+    heldout = load_pairs(store, concept, "heldout", config)
+    photos, edits = heldout.inputs_NHWC[:PARITY_PHOTOS], heldout.edits_NHWC[:PARITY_PHOTOS]
+    exported = export_adapter(
+        base,
+        base_export,
+        adapter,
+        tokens_TD,
+        config.publish.formats,
+        folder,
+        photos,
+        references_NHWC=edits,
+        metrics=["lpips"],
+        max_error=config.publish.max_error,
+    )
+    model = load_adapter(copy.deepcopy(base.generator), adapter, base.base_id)
+    return exported, encode_png(np.concatenate(run_generator(model, photos, tokens_TD), axis=1))
+
+
+def _meta(config: RunConfig, fingerprint: str, concept: Concept, result: "ConceptResult") -> dict[str, Any]:
+    from e2gan_cluster.teacher.fingerprint import teacher_fingerprint
+
+    return {
+        "base_id": result.base_id,
+        "batch": config.name,
+        "config_fingerprint": fingerprint,
+        "code_version": __version__,
+        "teacher_fingerprint": teacher_fingerprint(config.teacher),
+        "prompt": concept.prompt,
+        "tags": list(concept.tags),
+        "metrics": result.metrics,
+        "base_metrics": result.base_metrics,
+        "identity_metrics": result.identity_metrics,
+        "data_size": result.data_size,
+        "rank_multiplier": result.rank_multiplier,
+        "search_fingerprint": result.fingerprint,
+        "trials": result.trials,
+        "training_images": result.images,
+        "training_seconds": round(result.seconds, 1),
+        "cost": {
+            "value": round(result.seconds / 3600 * config.costs.machine_per_hour, 4),
+            "currency": config.costs.currency,
+        },
+        "licence": config.publish.licence,
+        "seed": config.seed,
+    }
+
+
+def model_card(config: RunConfig, concept: Concept, result: "ConceptResult", sizes: Mapping[str, int]) -> str:
+    """README.md of a version. Says nothing of time, so that the same work gives the same version.
+
+    Args:
+        config: The run's config.
+        concept: The edit.
+        result: Its finished search.
+        sizes: Bytes of each exported file.
+    """
+    tables = (result.metrics, result.base_metrics, result.identity_metrics)
+    metrics = "\n".join(
+        " | ".join(["", name, *(_cell(table, name) for table in tables), ""]).strip() for name in sorted(result.metrics)
+    )
+    ranks = "\n".join(f"| `{layer}` | {rank} |" for layer, rank in sorted(result.ranks.items()))
+    exports = "\n".join(f"| `{name}` | {size:,} |" for name, size in sorted(sizes.items()))
+    return f"""---
+library_name: peft
+base_model: {json.dumps(result.base_id)}
+license: {json.dumps(config.publish.licence)}
+tags: {json.dumps(list(concept.tags))}
+---
+
+# {concept.name}
+
+Prompt: {json.dumps(concept.prompt, ensure_ascii=False)}
+
+A LoRA adapter (PEFT) on base `{result.base_id}`: rank rung {result.rank_multiplier}x, {result.data_size} pairs,
+picked from {result.trials} trials ({result.images:,} training images in all), {result.adapter_bytes:,} bytes.
+
+![photo, teacher, base, rungs](samples.png)
+
+Against the teacher's edits of {result.heldout} held-out photos:
+
+| metric | this adapter | base without it | unchanged photo |
+|---|---|---|---|
+{metrics}
+
+| layer | rank |
+|---|---|
+{ranks}
+
+| file | bytes |
+|---|---|
+{exports}
+"""
+
+
+def _cell(metrics: Mapping[str, float], name: str) -> str:
+    return f"{metrics[name]:.4f}" if name in metrics else ""
+
+
+def _published(batch: Batch, result: "ConceptResult") -> str | None:
+    """Version of a pick that is published whole and that the channel points to, or None."""
+    key = keys.search_file(result.concept, result.fingerprint, PUBLISHED)
+    try:
+        version = str(json.loads(batch.store.get(key))["version"])
+        if resolve(batch.store, result.concept, batch.config.publish.channel):
+            read_manifest(batch.store, result.concept, version)
+        return version
+    except (KeyError, UserError):
+        return None
