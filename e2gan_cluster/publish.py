@@ -138,7 +138,7 @@ def publish_base_files(config: RunConfig, store: ObjectStore, base_id: str) -> N
     """
     from e2gan_cluster.export.onnx_export import export_base
     from e2gan_cluster.nn.lora import adaptable_layers
-    from e2gan_cluster.search.layers import load_layers
+    from e2gan_cluster.search.layer_table import load_layers
     from e2gan_cluster.train.base_store import load_base
 
     prefix = keys.mobile_file(base_id, "")

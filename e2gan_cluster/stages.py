@@ -184,16 +184,13 @@ def _base_id(run: _Run) -> str:
 
 
 def _layers(run: _Run) -> None:
+    from e2gan_cluster.search.layer_table import load_layers
     from e2gan_cluster.search.layers import ensure_layers
 
-    ensure_layers(
-        run.batch.config,
-        run.batch.store,
-        _base_id(run),
-        run.alive() or run.batch.base,
-        run.reporter,
-        run.tracker,
-    )
+    batch, base_id = run.batch, _base_id(run)
+    if load_layers(batch.store, base_id) is None:
+        run.need_ray()
+    ensure_layers(batch.config, batch.store, base_id, run.alive() or batch.base, run.reporter, run.tracker)
 
 
 def _adapt(run: _Run) -> None:
@@ -213,14 +210,17 @@ def _adapt(run: _Run) -> None:
 
 def _publish(run: _Run) -> None:
     from e2gan_cluster.publish import publish_batch
-    from e2gan_cluster.search.tune_driver import finished_results
+    from e2gan_cluster.search.lookup import find_result
 
     batch = run.batch
     base_id = _base_id(run)
-    results = finished_results(batch.config, batch.store, base_id, run.alive())
+    results = {}
     for concept in run.alive():
-        if concept.name not in results:
+        result = find_result(batch.config, batch.store, base_id, concept)
+        if result is None or result.state != "done":
             run.outcome.failed[concept.name] = "publish: its search has not finished"
+        else:
+            results[concept.name] = result
     versions, failed = publish_batch(batch, base_id, results, run.reporter, run.need_ray)
     run.outcome.versions.update(versions)
     run.outcome.failed |= {name: f"publish: {reason}" for name, reason in failed.items()}
