@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pairs_setup import INVERT, OTHER, config_for, write_photos
 
 from e2gan_cluster.concepts import Concept
 from e2gan_cluster.errors import InputError
@@ -13,6 +12,7 @@ from e2gan_cluster.pairs.shards import load_pairs
 from e2gan_cluster.progress import SilentReporter
 from e2gan_cluster.storage import open_store
 from e2gan_cluster.storage.base import ObjectStore
+from tests.pairs.pairs_setup import INVERT, OTHER, config_for, write_photos
 
 QUIET = SilentReporter()
 
