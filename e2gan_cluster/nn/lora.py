@@ -66,6 +66,16 @@ def cap_ranks(generator: nn.Module, ranks: Mapping[str, int]) -> dict[str, int]:
     return {name: max(1, min(rank, full(name))) for name, rank in ranks.items()}
 
 
+def lora_size(generator: nn.Module, ranks: Mapping[str, int]) -> int:
+    """LoRA weights that these ranks need."""
+    modules, total = dict(generator.named_modules()), 0
+    for name, rank in cap_ranks(generator, ranks).items():
+        weight = modules[name].weight
+        assert isinstance(weight, torch.Tensor)
+        total += rank * sum(weight.flatten(1).shape)
+    return total
+
+
 def lora_config(ranks: Mapping[str, int], base_id: str | None = None) -> LoraConfig:
     """PEFT config with one rank per layer.
 
