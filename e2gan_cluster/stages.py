@@ -22,6 +22,7 @@ from e2gan_cluster.ray_runtime import ray_session
 from e2gan_cluster.storage import keys
 
 if TYPE_CHECKING:
+    from e2gan_cluster.search.records import ConceptResult
     from e2gan_cluster.track.mlflow_tracker import NullTracker, Tracker
 
 Stage = Literal["pairs", "base", "layers", "adapt", "publish", "report"]
@@ -210,26 +211,32 @@ def _adapt(run: _Run) -> None:
 
 def _publish(run: _Run) -> None:
     from e2gan_cluster.publish import publish_batch
-    from e2gan_cluster.search.lookup import find_result
 
-    batch = run.batch
-    base_id = _base_id(run)
-    results = {}
+    base_id, results = _base_id(run), _results(run)
     for concept in run.alive():
-        result = find_result(batch.config, batch.store, base_id, concept)
-        if result is None or result.state != "done":
+        if concept.name not in results:
             run.outcome.failed[concept.name] = "publish: its search has not finished"
-        else:
-            results[concept.name] = result
-    versions, failed = publish_batch(batch, base_id, results, run.reporter, run.need_ray)
+    versions, failed = publish_batch(run.batch, base_id, results, run.reporter, run.need_ray)
     run.outcome.versions.update(versions)
     run.outcome.failed |= {name: f"publish: {reason}" for name, reason in failed.items()}
     run.outcome.done = sorted(versions)
 
 
+def _results(run: _Run) -> dict[str, "ConceptResult"]:
+    """Finished searches of the concepts that have not failed."""
+    from e2gan_cluster.search.lookup import find_result
+
+    batch, base_id = run.batch, _base_id(run)
+    found = {concept.name: find_result(batch.config, batch.store, base_id, concept) for concept in run.alive()}
+    return {name: result for name, result in found.items() if result is not None and result.state == "done"}
+
+
 def _report(run: _Run) -> None:
+    from e2gan_cluster.overview import write_overview
     from e2gan_cluster.track.report import write_report
 
-    key = keys.run_status(run.batch.fingerprint, "failures.json")
-    run.batch.store.put(key, json.dumps(run.outcome.failed, indent=1, sort_keys=True).encode())
-    write_report(run.batch.config, run.batch.store)
+    batch = run.batch
+    key = keys.run_status(batch.fingerprint, "failures.json")
+    batch.store.put(key, json.dumps(run.outcome.failed, indent=1, sort_keys=True).encode())
+    write_overview(batch, _results(run))
+    write_report(batch.config, batch.store)

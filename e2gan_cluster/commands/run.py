@@ -1,7 +1,6 @@
 """`e2gan run | plan | submit | status | stop`: batches of concepts, here or on a cluster."""
 
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -190,10 +189,9 @@ def _print_results(batch: "Batch", outcome: "Outcome") -> None:
     from e2gan_cluster.storage import keys
 
     root = batch.config.storage
-    with suppress(KeyError):
-        batch.store.get(keys.REPORT)
+    if batch.store.head(keys.REPORT) is not None:
         typer.echo(f"  report   {root}/{keys.REPORT}")
-    if batch.store.head("samples.png") is not None:
-        typer.echo(f"  picture  {root}/samples.png")
+    if batch.store.head(keys.OVERVIEW) is not None:
+        typer.echo(f"  picture  {root}/{keys.OVERVIEW}")
     for name, version in sorted(outcome.versions.items())[:8]:
         typer.echo(f"  adapter  {root}/{keys.adapter_version_prefix(name, version)}")

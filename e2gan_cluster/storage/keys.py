@@ -6,6 +6,7 @@ The root is a folder or ``s3://bucket/prefix``; keys are relative to it and use 
 from e2gan_cluster.names import check_name
 
 REPORT = "report.html"
+OVERVIEW = "overview.png"
 
 
 def check_key(key: str) -> str:
