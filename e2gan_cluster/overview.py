@@ -33,19 +33,25 @@ def write_overview(batch: Batch, results: Mapping[str, "ConceptResult"]) -> bool
     from e2gan_cluster.evaluate.grids import grid_png
     from e2gan_cluster.pairs.shards import load_pairs
 
-    columns: dict[str, np.ndarray] = {}
+    drawn: dict[str, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = {}
+    photos: dict[str, np.ndarray] = {}
     for concept in batch.new:
-        if concept.name not in results or len(columns) > 2 * MAX_CONCEPTS:
-            continue
-        outputs = _outputs(batch, results[concept.name])
-        if outputs is None:
+        outputs = _outputs(batch, results[concept.name]) if concept.name in results else None
+        if outputs is None or len(drawn) == MAX_CONCEPTS:
             continue
         heldout = load_pairs(batch.store, concept, "heldout", batch.config)
-        columns.setdefault("photo", heldout.inputs_NHWC[:MAX_ROWS])
-        columns[f"{concept.name}: teacher"] = heldout.edits_NHWC[:MAX_ROWS]
-        columns[f"{concept.name}: adapter"] = outputs[:MAX_ROWS]
-    if not columns:
+        ids = heldout.source_ids[: len(outputs)]
+        photos |= dict(zip(ids, heldout.inputs_NHWC, strict=False))
+        edits = dict(zip(ids, heldout.edits_NHWC, strict=False))
+        drawn[concept.name] = (edits, dict(zip(ids, outputs, strict=True)))
+    # Filters may have dropped a photo for one concept: rows are the photos that all have.
+    rows = [name for name in photos if all(name in edits for edits, _ in drawn.values())][:MAX_ROWS]
+    if not rows:
         return False
+    columns = {"photo": np.stack([photos[name] for name in rows])}
+    for concept_name, (edits, outputs_of) in drawn.items():
+        columns[f"{concept_name}: teacher"] = np.stack([edits[name] for name in rows])
+        columns[f"{concept_name}: adapter"] = np.stack([outputs_of[name] for name in rows])
     batch.store.put(keys.OVERVIEW, grid_png(columns, MAX_ROWS, cell=128))
     return True
 
