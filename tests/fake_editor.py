@@ -14,6 +14,7 @@ import numpy as np
 
 from e2gan_cluster.config import TeacherConfig
 
+
 def make(cfg: TeacherConfig) -> "FakeEditor":
     return FakeEditor()
 
@@ -44,22 +45,22 @@ class FakeEditor:
         return (255 - image_HWC.astype(np.int16) // 2 - shift).clip(0, 255).astype(np.uint8)
 
     def _fault(self, kind: str, value: str, image_HWC: np.ndarray, seed: int) -> np.ndarray | None:
-        """Faults are words of the prompt: `kill-once=FLAG`, `kill-on=SEED`, `hang-once=FLAG`, `raise-on=SHARE` ..."""
-        chance = (seed % 1000) / 1000
-        if kind in ("kill-once", "hang-once") and not Path(value).exists():
-            Path(value).touch()
-            _die() if kind == "kill-once" else time.sleep(3600)
-        elif kind == "kill" and chance < float(value):
-            _die()
-        elif kind == "raise" and chance < float(value):
-            raise RuntimeError("the fake editor was told to fail")
-        elif kind == "black" and chance < float(value):
-            return np.zeros_like(image_HWC)
-        elif kind == "small" and chance < float(value):
-            return image_HWC[:4, :4]
-        elif kind == "sleep":
+        """`kill-once=FLAG` and `hang-once=FLAG`; `kill`, `raise`, `black`, `small` `=SHARE` or `=SEED`; `sleep=S`."""
+        if kind in ("kill-once", "hang-once"):
+            if not Path(value).exists():
+                Path(value).touch()
+                _die() if kind == "kill-once" else time.sleep(3600)
+            return None
+        if kind == "sleep":
             time.sleep(float(value))
-        return None
+            return None
+        if not (seed == int(value) if value.isdigit() else (seed % 1000) / 1000 < float(value)):
+            return None
+        if kind == "kill":
+            _die()
+        if kind == "raise":
+            raise RuntimeError("the fake editor was told to fail")
+        return np.zeros_like(image_HWC) if kind == "black" else image_HWC[:4, :4]
 
 
 def _die() -> None:
