@@ -20,6 +20,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from e2gan_cluster.errors import UserError
+from e2gan_cluster.names import did_you_mean
 from e2gan_cluster.redact import redact
 
 
@@ -51,6 +52,10 @@ COMMANDS: dict[str, Entry] = {
     "concepts": Entry("concepts:concepts", "List and check a concept catalogue.", START),
     "plan": Entry("run:plan", "What is left to do, and what it takes.", START),
     "run": Entry("run:run", "The whole chain, or some stages of it; resumes.", START),
+    "publish": Entry("registry:publish", "Publish a PEFT folder by hand.", REGISTRY),
+    "adapters": Entry("registry:app", "List, compare, promote, roll back published adapters.", REGISTRY),
+    "pull": Entry("registry:pull", "Bring verified adapters into an app's build.", REGISTRY),
+    "verify": Entry("registry:verify", "Compare a pulled folder with what was published.", REGISTRY),
     "submit": Entry("run:submit", "Send a batch to a Ray cluster and follow it.", CLUSTER),
     "status": Entry("run:status", "One row per concept, from storage.", CLUSTER),
     "stop": Entry("run:stop", "Stop a batch cleanly; the next run resumes.", CLUSTER),
@@ -73,8 +78,10 @@ class LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
         """The real command, imported now."""
-        name, command, rest = super().resolve_command(ctx, args)
-        return name, load_command(name) if name in COMMANDS else command, rest
+        name = args[0]
+        if name not in COMMANDS:
+            ctx.fail(f"no command {name!a}{did_you_mean(name, COMMANDS)}")
+        return name, load_command(name), args[1:]
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; a `UserError` becomes a message and an exit code."""

@@ -12,14 +12,17 @@ from e2gan_cluster.storage.base import ObjectInfo, ObjectStore
 from e2gan_cluster.storage.local import LocalStore
 from e2gan_cluster.storage.retry import NetworkOptions
 
-__all__ = ["NetworkOptions", "ObjectInfo", "ObjectStore", "open_store"]
+LINKS_SUFFIX = ".links.json"
+
+__all__ = ["LINKS_SUFFIX", "NetworkOptions", "ObjectInfo", "ObjectStore", "open_store"]
 
 
 def open_store(url: str | Path, options: NetworkOptions | None = None) -> ObjectStore:
     """Open a storage root; connects at the first operation.
 
     Args:
-        url: A folder, ``s3://bucket/prefix``, or ``https://...`` (reading only).
+        url: A folder, ``s3://bucket/prefix``, or, for reading only, ``https://...`` or a file of presigned links
+            (``*.links.json``, see ``e2gan adapters links``).
         options: Patience with the network.
 
     Raises:
@@ -29,6 +32,10 @@ def open_store(url: str | Path, options: NetworkOptions | None = None) -> Object
     if not separator or isinstance(url, Path):
         if not str(url):
             raise ConfigError("storage: the address is empty", "name a folder or s3://bucket/prefix")
+        if str(url).endswith(LINKS_SUFFIX):
+            from e2gan_cluster.storage.http import open_links
+
+            return open_links(Path(url), options)
         return LocalStore(url)
     if scheme == "file":
         return LocalStore(rest)

@@ -70,7 +70,7 @@ def check_base_match(what: str, found: str, expected: str) -> None:
     if found != expected:
         raise BaseMismatchError(
             f"{what} belongs to base {found}, but the base here is {expected}",
-            f"pull or publish adapters of base {expected}, or change the base on purpose with --base {found}",
+            f"use adapters of base {expected}; to change the base on purpose, use --base {found} with a new folder",
         )
 
 

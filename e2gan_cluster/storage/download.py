@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from e2gan_cluster.errors import IntegrityError, StoreError
 from e2gan_cluster.storage import files
-from e2gan_cluster.storage.checks import check_file
+from e2gan_cluster.storage.checks import check_file, sha256_of
 from e2gan_cluster.storage.retry import Retry
 
 CHUNK_BYTES = 16 * 1024
@@ -45,7 +45,7 @@ Opener = Callable[[int, str | None], AbstractContextManager[Body]]
 """Opens the object at an offset, insisting on an etag; raises `Cut`, `Changed`, KeyError or StoreError."""
 
 
-def fetch(open_at: Opener, sink: BinaryIO, retry: Retry, offset: int = 0) -> str:
+def fetch(open_at: Opener, sink: BinaryIO, retry: Retry, offset: int = 0, size: int | None = None) -> str:
     """Copy an object into ``sink`` (positioned anywhere), whatever the connection does.
 
     Args:
@@ -53,18 +53,22 @@ def fetch(open_at: Opener, sink: BinaryIO, retry: Retry, offset: int = 0) -> str
         sink: A file that can seek and truncate; its first ``offset`` bytes are kept.
         retry: Deadline of the whole transfer.
         offset: Bytes already there from an earlier process.
+        size: Promised size of the whole object; another one is refused before it is read.
 
     Returns:
         The object's etag.
 
     Raises:
         KeyError: No such object.
+        IntegrityError: It has another size than promised.
         StoreError: It did not come through before the deadline.
     """
     etag: str | None = None
     while True:
         try:
             with open_at(offset, etag) as body:
+                if size is not None and body.total != size:
+                    raise IntegrityError(f"{retry.what}: {body.total} bytes there, expected {size}", "publish it again")
                 etag, offset = body.etag, body.offset
                 sink.seek(offset)
                 sink.truncate()
@@ -92,7 +96,8 @@ def fetch_to_file(what: str, open_at: Opener, path: Path, retry: Retry, sha256: 
     """
     files.make_folder(path.parent)
     # Named by digest: a beginning is only ever continued by the same content.
-    part = path.with_name(f"{files.TEMP_PREFIX}{sha256[:32]}.part") if sha256 else files.temp_path(path)
+    token = sha256_of(f"{sha256} {path.name}".encode())[:32]
+    part = path.with_name(f"{files.TEMP_PREFIX}{token}.part") if sha256 else files.temp_path(path)
     keep_part = False
     try:
         with part.open("a+b") as lock:
@@ -118,7 +123,7 @@ def _fill(
     """Complete ``part``, of which ``have`` bytes are there, and verify it."""
     with part.open("r+b") as sink:
         if have == 0 or have != size:
-            fetch(open_at, sink, retry, have)
+            fetch(open_at, sink, retry, have, size)
     try:
         check_file(what, part, sha256, size)
     except IntegrityError:

@@ -1,7 +1,8 @@
 """Reading a registry over plain HTTPS: a static file server, a CDN, or a bucket opened for reading."""
 
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -25,9 +26,12 @@ class HttpStore:
     Args:
         base_url: ``https://host/path`` or ``https://host/path?token``.
         options: Deadline and time-outs.
+        links: Key -> presigned address; given, only these keys exist (see ``e2gan adapters links``).
     """
 
-    def __init__(self, base_url: str, options: NetworkOptions | None = None) -> None:
+    def __init__(
+        self, base_url: str, options: NetworkOptions | None = None, links: Mapping[str, str] | None = None
+    ) -> None:
         parts = urlsplit(base_url)
         if not parts.hostname or parts.username or parts.password:
             raise ConfigError(
@@ -36,10 +40,11 @@ class HttpStore:
             )
         self._parts = parts._replace(path=parts.path.rstrip("/"), fragment="")
         self._options = options or NetworkOptions()
+        self._links = links
         self._made: tuple[int, Any] | None = None
 
-    def __reduce__(self) -> tuple[type["HttpStore"], tuple[str, NetworkOptions]]:
-        return (type(self), (urlunsplit(self._parts), self._options))
+    def __reduce__(self) -> tuple[type["HttpStore"], tuple[Any, ...]]:
+        return (type(self), (urlunsplit(self._parts), self._options, self._links))
 
     def __repr__(self) -> str:
         return f"HttpStore({self.url!r})"
@@ -67,15 +72,18 @@ class HttpStore:
         return self._made[1]
 
     def _address(self, key: str) -> str:
+        if self._links is not None:
+            return self._links[keys.check_key(key)]
         return urlunsplit(self._parts._replace(path=f"{self._parts.path}/{quote(keys.check_key(key))}"))
 
     def _request(self, method: str, key: str, headers: dict[str, str]) -> Any:
         """One attempt; raises `Cut`, `Changed`, KeyError or StoreError."""
         import urllib3
 
+        address = self._address(key)
         try:
             answer = self._pool.request(
-                method, self._address(key), headers={"Accept-Encoding": "identity", **headers}, preload_content=False
+                method, address, headers={"Accept-Encoding": "identity", **headers}, preload_content=False
             )
         except urllib3.exceptions.HTTPError as error:
             # Its text may hold the address with its token.
@@ -128,18 +136,20 @@ class HttpStore:
         finally:
             answer.close()
 
-    def get_with_etag(self, key: str) -> tuple[bytes, str]:
-        """See `ObjectStore.get_with_etag`."""
+    def _get(self, key: str, sha256: str | None, size: int | None) -> tuple[bytes, str]:
         sink = BytesIO()
         retry = Retry(self._options, f"reading {self.url}/{key}")
-        etag = fetch(lambda offset, version: self._open_at(key, offset, version), sink, retry)
+        etag = fetch(lambda offset, version: self._open_at(key, offset, version), sink, retry, size=size)
+        check_bytes(f"{self.url}/{key}", sink.getvalue(), sha256, size)
         return sink.getvalue(), etag
 
     def get(self, key: str, *, sha256: str | None = None, size: int | None = None) -> bytes:
         """See `ObjectStore.get`."""
-        data, _ = self.get_with_etag(key)
-        check_bytes(f"{self.url}/{key}", data, sha256, size)
-        return data
+        return self._get(key, sha256, size)[0]
+
+    def get_with_etag(self, key: str) -> tuple[bytes, str]:
+        """See `ObjectStore.get_with_etag`."""
+        return self._get(key, None, None)
 
     def get_file(self, key: str, path: Path, *, sha256: str | None = None, size: int | None = None) -> None:
         """See `ObjectStore.get_file`."""
@@ -199,3 +209,17 @@ class HttpStore:
     def probe(self) -> None:
         """Not possible: read-only."""
         self._refuse()
+
+
+def open_links(path: Path, options: NetworkOptions | None = None) -> HttpStore:
+    """A registry of presigned links, as ``e2gan adapters links`` writes them.
+
+    Raises:
+        ConfigError: The file is not that.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+        links = {keys.check_key(key): str(url) for key, url in content["links"].items()}
+        return HttpStore(str(content["base"]), options, links)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise ConfigError(f"{path} is not a file of links", "make one with e2gan adapters links") from None

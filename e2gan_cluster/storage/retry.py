@@ -44,7 +44,7 @@ class Retry:
 
     def __init__(self, options: NetworkOptions, what: str) -> None:
         self._options = options
-        self._what = what
+        self.what = what
         self._start_s = time.monotonic()
         self._end_s = self._start_s + options.deadline_s
         self.failures = 0
@@ -76,6 +76,6 @@ class Retry:
     def _error(self, reason: str) -> StoreError:
         elapsed_s = time.monotonic() - self._start_s
         return StoreError(
-            f"{self._what}: gave up after {elapsed_s:.0f} s and {max(self.failures, 1)} attempts: {reason}",
+            f"{self.what}: gave up after {elapsed_s:.0f} s and {max(self.failures, 1)} attempts: {reason}",
             "check that the server is up and reachable, then run the same command again: finished work is kept",
         )

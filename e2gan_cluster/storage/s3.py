@@ -269,7 +269,9 @@ class S3Store:
     def _get(self, key: str, sha256: str | None, size: int | None) -> tuple[bytes, str]:
         what = self._what("reading", key)
         sink = BytesIO()
-        etag = fetch(lambda offset, version: self._open_at(key, offset, version), sink, Retry(self._options, what))
+        etag = fetch(
+            lambda offset, version: self._open_at(key, offset, version), sink, Retry(self._options, what), size=size
+        )
         data = sink.getvalue()
         check_bytes(f"{self.url}/{key}", data, sha256, size)
         return data, etag
