@@ -44,8 +44,9 @@ STAGES = "Stages, in order"
 REGISTRY = "Registry and mobile builds"
 COMPARE = "Compare and inspect"
 CLUSTER = "Jobs on a cluster"
+PANELS = (START, STAGES, COMPARE, REGISTRY, CLUSTER)
 
-# In the order of the table of contents.
+# Within its panel, in the order of the table of contents.
 COMMANDS: dict[str, Entry] = {
     "doctor": Entry("doctor:doctor", "Check packages, storage, MLflow, Ray, GPU, disk; each with a fix.", START),
     "config": Entry("config:app", "Show the resolved run file, or all options.", START),
@@ -67,7 +68,7 @@ class LazyGroup(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names in the order of the table of contents."""
-        return list(COMMANDS)
+        return sorted(COMMANDS, key=lambda name: PANELS.index(COMMANDS[name].panel))
 
     def get_command(self, ctx: Any, cmd_name: str) -> TyperCommand | None:
         """What the table of contents needs to know of a command, without importing it."""

@@ -222,7 +222,8 @@ class _Dumper(yaml.SafeDumper):
 
 def _represent_str(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     try:
-        style = None if plain_scalar(text) == text else '"'
+        # Unquoted, PyYAML would write some line breaks (U+0085) as they are and read them back as spaces.
+        style = None if text.isprintable() and plain_scalar(text) == text else '"'
     except _Refused:
         style = '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)

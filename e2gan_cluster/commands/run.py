@@ -109,7 +109,9 @@ def submit(
 
 
 def status(
-    config: ConfigOption, settings: SetOption = None, as_json: Annotated[bool, typer.Option("--json")] = False
+    config: ConfigOption,
+    settings: SetOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Show one row per concept, read from storage: while the job runs, after it, from any machine.
 
