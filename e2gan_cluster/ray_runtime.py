@@ -41,6 +41,8 @@ def ray_session(config: RayConfig) -> Iterator[None]:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         else:
+            # Else Ray leaves a token file in the home folder, and every later `ray job` command asks for it.
+            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
             ray.init(
                 num_cpus=config.num_cpus,
                 include_dashboard=config.dashboard,
