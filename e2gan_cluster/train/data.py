@@ -26,6 +26,9 @@ _ORDER, _MIRROR, _AUGMENT = 0, 1, 2
 class PairData:
     """All training pairs of one run, in memory. Arrays may be given as numpy or torch.
 
+    Pairs whose photo is of one colour are left out: instance norm divides by a deviation of 0, layer after layer, and
+    one such photo makes the gradient overflow.
+
     Attributes:
         inputs_NHWC: Photos, uint8.
         targets_NHWC: Their edits, uint8, same shape.
@@ -64,6 +67,16 @@ class PairData:
             )
         if int(self.concept_N.max()) >= len(self.tokens_CTD) or int(self.concept_N.min()) < 0:
             raise InputError(f"Concept number {int(self.concept_N.max())} has no prompt.")
+        self._leave_out_flat()
+
+    def _leave_out_flat(self) -> None:
+        flat_NHW3 = self.inputs_NHWC.flatten(1, 2)
+        keep_N = (flat_NHW3.amax(1) != flat_NHW3.amin(1)).any(1)
+        if not keep_N.any():
+            raise TrainingError("Every training photo is of one colour.", fix="Look at the photos of the run.")
+        if not keep_N.all():
+            for field in ("inputs_NHWC", "targets_NHWC", "concept_N"):
+                object.__setattr__(self, field, getattr(self, field)[keep_N])
 
     def __len__(self) -> int:
         return len(self.inputs_NHWC)
@@ -100,9 +113,6 @@ class Encoded(Protocol):
 def pair_data(sets: Sequence[PairSetLike], encoder: Encoder) -> PairData:
     """Joins the pairs of several concepts.
 
-    Pairs whose photo is of one colour are left out: instance norm divides by a deviation of 0, layer after layer, and
-    one such photo makes the gradient overflow.
-
     Args:
         sets: Pairs by concept; all of one resolution.
         encoder: Prompt encoder.
@@ -111,8 +121,7 @@ def pair_data(sets: Sequence[PairSetLike], encoder: Encoder) -> PairData:
         TrainingError: A concept has no pairs.
         InputError: Resolutions differ.
     """
-    usable = [_not_flat(s.inputs_NHWC) for s in sets]
-    empty = [s.concept for s, rows in zip(sets, usable, strict=True) if not rows.any()]
+    empty = [s.concept for s in sets if len(s.inputs_NHWC) == 0]
     if empty or not sets:
         raise TrainingError(
             f"No usable pairs for {', '.join(empty) or 'any concept'}.",
@@ -127,19 +136,13 @@ def pair_data(sets: Sequence[PairSetLike], encoder: Encoder) -> PairData:
         )
     encoded = encoder.encode([s.prompt for s in sets])
     return PairData(
-        inputs_NHWC=torch.from_numpy(np.concatenate([s.inputs_NHWC[r] for s, r in zip(sets, usable, strict=True)])),
-        targets_NHWC=torch.from_numpy(np.concatenate([s.edits_NHWC[r] for s, r in zip(sets, usable, strict=True)])),
-        concept_N=torch.from_numpy(np.repeat(np.arange(len(sets)), [int(rows.sum()) for rows in usable])),
+        inputs_NHWC=torch.from_numpy(np.concatenate([s.inputs_NHWC for s in sets])),
+        targets_NHWC=torch.from_numpy(np.concatenate([s.edits_NHWC for s in sets])),
+        concept_N=torch.from_numpy(np.repeat(np.arange(len(sets)), [len(s.inputs_NHWC) for s in sets])),
         tokens_CTD=encoded.tokens_BTD,
         pooled_CD=encoded.pooled_BD,
         names=tuple(s.concept for s in sets),
     )
-
-
-def _not_flat(images_NHWC: np.ndarray) -> np.ndarray:
-    if len(images_NHWC) == 0:
-        return np.zeros(0, bool)
-    return (images_NHWC.max((1, 2)) != images_NHWC.min((1, 2))).any(1)
 
 
 @dataclass(frozen=True)
