@@ -63,7 +63,7 @@ def start(*arguments: str, log: Path, **env: str) -> "subprocess.Popen[bytes]":
         )
 
 
-def run(*arguments: str, log: Path, timeout_s: float = 280, **env: str) -> int:
+def run(*arguments: str, log: Path, timeout_s: float = 800, **env: str) -> int:
     """Exit code of ``e2gan ARGUMENTS``."""
     return start(*arguments, log=log, **env).wait(timeout_s)
 

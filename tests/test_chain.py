@@ -1,7 +1,6 @@
 """The whole chain, as a user runs it, on a real S3 server."""
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,8 @@ from e2gan_cluster.storage import keys, open_store
 from e2gan_cluster.storage.registry import list_adapters
 from tests import chain_setup
 from tests.conftest import S3Server
+
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +60,9 @@ def test_second_run_starts_no_ray_and_changes_nothing(finished: tuple[Path, Path
     store = open_store(f"s3://{s3_env.bucket}/chain")
     before = chain_setup.published(store)
     log = finished[1].with_name("again.txt")
-    began = time.monotonic()
     # A Ray that cannot be joined: the run would fail if it tried.
     code = chain_setup.run("run", *arguments(finished), log=log, RAY_ADDRESS="127.0.0.1:9", **s3_env.env())
     assert code == 3, log.read_text()[-4000:]
-    assert time.monotonic() - began < 120
     assert chain_setup.published(store) == before
 
 

@@ -16,6 +16,8 @@ from e2gan_cluster.storage import open_store
 from e2gan_cluster.storage.registry import read_manifest, resolve
 from tests import chain_setup
 
+pytestmark = pytest.mark.timeout(900)
+
 STAGES = ("pairs", "base", "layers", "adapt", "publish")
 
 
@@ -62,7 +64,6 @@ def unbroken(folder: Path) -> Path:
     return folder / "unbroken"
 
 
-@pytest.mark.timeout(900)
 def test_run_killed_in_every_stage_publishes_the_same_bytes(folder: Path, unbroken: Path) -> None:
     storage = folder / "killed"
     log = folder / "killed.txt"
