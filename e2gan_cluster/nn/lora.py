@@ -76,12 +76,11 @@ def lora_size(generator: nn.Module, ranks: Mapping[str, int]) -> int:
     return total
 
 
-def lora_config(ranks: Mapping[str, int], base_id: str | None = None) -> LoraConfig:
+def lora_config(ranks: Mapping[str, int]) -> LoraConfig:
     """PEFT config with one rank per layer.
 
     Args:
         ranks: Full layer name -> rank, above 0.
-        base_id: Base the adapter belongs to.
 
     Raises:
         ValueError: No layer, or a rank below 1.
@@ -98,17 +97,15 @@ def lora_config(ranks: Mapping[str, int], base_id: str | None = None) -> LoraCon
         alpha_pattern=dict(pattern),
         lora_dropout=0.0,
         bias="none",
-        base_model_name_or_path=base_id,
     )
 
 
-def add_lora(generator: nn.Module, ranks: Mapping[str, int], base_id: str | None = None, *, seed: int = 0) -> PeftModel:
+def add_lora(generator: nn.Module, ranks: Mapping[str, int], *, seed: int = 0) -> PeftModel:
     """Freeze ``generator`` and put LoRA on it, in place; its output is unchanged until trained.
 
     Args:
         generator: The bare generator. It is changed: pass a copy to keep it.
         ranks: Full layer name -> rank.
-        base_id: Base the adapter belongs to.
         seed: Of the random A matrices; the global random state is left as it was.
 
     Raises:
@@ -120,7 +117,7 @@ def add_lora(generator: nn.Module, ranks: Mapping[str, int], base_id: str | None
         raise ValueError(f"the generator has no layer {', '.join(missing)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = get_peft_model(generator, lora_config(ranks, base_id))  # pyright: ignore[reportArgumentType]
+        model = get_peft_model(generator, lora_config(ranks))  # pyright: ignore[reportArgumentType]
     adapted = {name.removeprefix(_PREFIX).split(".lora_")[0] for name, _ in lora_parameters(model)}
     if adapted != set(ranks):
         raise ValueError(f"PEFT adapted other layers than asked: {sorted(adapted ^ set(ranks))}")
@@ -196,7 +193,7 @@ def load_adapter(generator: nn.Module, files: Mapping[str, bytes], base_id: str)
     ranks = adapter_ranks(files)
     check_base(files, base_id)
     try:
-        model = add_lora(generator, ranks, base_id)
+        model = add_lora(generator, ranks)
         set_lora(model, load_tensors(files[MODEL_FILE]))
     except (ValueError, RuntimeError) as error:
         raise IntegrityError(

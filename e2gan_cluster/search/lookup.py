@@ -46,7 +46,7 @@ def find_result(config: RunConfig, store: ObjectStore, base_id: str, concept: Co
 def open_tasks(
     config: RunConfig, store: ObjectStore, setting: SearchSetting, concepts: Iterable[Concept]
 ) -> list[ConceptTask]:
-    """What is known of each concept: its result, its finished trials, its pairs; reasons where it cannot be searched."""
+    """What is known of each concept: its result, its trials, its pairs; the reason if it cannot be searched."""
 
     def look(concept: Concept) -> ConceptTask:
         task = ConceptTask(concept, start=None if config.search.warm_start else Start())

@@ -62,7 +62,7 @@ class AdapterTraining:
         self.pairs = data.pairs(size)
         generator = warm.generator()
         self.ranks = cap_ranks(generator, ranks)
-        self.model: PeftModel = add_lora(generator, self.ranks, warm.setting.base_id, seed=seed)
+        self.model: PeftModel = add_lora(generator, self.ranks, seed=seed)
         if donor is not None:
             start_from(self.model, donor)
         self.model.to(warm.device)

@@ -26,7 +26,6 @@ from e2gan_cluster.evaluate.inference import run_generator
 from e2gan_cluster.evaluate.lpips import Lpips
 from e2gan_cluster.evaluate.metrics import MetricNets, evaluate_outputs
 from e2gan_cluster.pairs.shards import PairSet, load_pairs
-from e2gan_cluster.pairs.subset import nested_subset
 from e2gan_cluster.search.settings import SearchSetting
 from e2gan_cluster.storage import open_store
 from e2gan_cluster.text.encoder import PromptEncoder
@@ -161,6 +160,8 @@ class WarmWorker:
         if search.subset == "random":
             order = np.random.default_rng(self.config.seed).permutation(count).tolist()
             return rungs | {size: order[:size] for size in partial}
+        from e2gan_cluster.pairs.subset import nested_subset
+
         # All pairs of a concept show the same photos: the features are shared by every concept of the run.
         features_ND = stored_features(self.features, train.inputs_NHWC, self.store)
         return rungs | {size: list(rows) for size, rows in nested_subset(features_ND, partial).items()}

@@ -32,7 +32,7 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def trained(generator: Generator, inputs: tuple[torch.Tensor, torch.Tensor], ranks: dict[str, int]) -> PeftModel:
-    model = lora.add_lora(copy.deepcopy(generator), ranks, BASE_ID)
+    model = lora.add_lora(copy.deepcopy(generator), ranks)
     optimizer = torch.optim.Adam([p for _, p in lora.lora_parameters(model)], lr=0.05)
     for _ in range(3):
         optimizer.zero_grad()
@@ -75,7 +75,7 @@ def test_fresh_adapter_changes_nothing_and_the_base_stays_frozen(
     generator: Generator, inputs: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
     before = copy.deepcopy(generator.state_dict())
-    model = lora.add_lora(copy.deepcopy(generator), {"ds.conv.1": 2}, BASE_ID)
+    model = lora.add_lora(copy.deepcopy(generator), {"ds.conv.1": 2})
     with torch.no_grad():
         assert torch.equal(model(*inputs), generator(*inputs))
     frozen = trained(generator, inputs, {"ds.conv.1": 2}).get_base_model().state_dict()
@@ -87,8 +87,8 @@ def test_fresh_adapter_changes_nothing_and_the_base_stays_frozen(
 
 def test_equal_weights_give_equal_bytes_and_config_names_base_and_ranks(generator: Generator) -> None:
     ranks = all_ranks(generator)
-    first = lora.save_adapter(lora.add_lora(copy.deepcopy(generator), ranks, BASE_ID, seed=3), BASE_ID)
-    second = lora.save_adapter(lora.add_lora(copy.deepcopy(generator), ranks, BASE_ID, seed=3), BASE_ID)
+    first = lora.save_adapter(lora.add_lora(copy.deepcopy(generator), ranks, seed=3), BASE_ID)
+    second = lora.save_adapter(lora.add_lora(copy.deepcopy(generator), ranks, seed=3), BASE_ID)
     assert first == second
     config = json.loads(first[lora.CONFIG_FILE])
     assert config["base_model_name_or_path"] == BASE_ID
@@ -127,7 +127,7 @@ def test_warm_start_from_an_equal_or_smaller_rank_gives_the_donors_output(
 ) -> None:
     names = lora.adaptable_layers(generator, ["ds", "upsample"])
     donor = trained(generator, inputs, dict.fromkeys(names, donor_rank))
-    model = lora.add_lora(copy.deepcopy(generator), dict.fromkeys(names, rank), BASE_ID)
+    model = lora.add_lora(copy.deepcopy(generator), dict.fromkeys(names, rank))
     assert lora.start_from(model, lora.adapter_state(donor)) == len(names)
     with torch.no_grad():
         assert torch.allclose(model.eval()(*inputs), donor(*inputs), atol=1e-5)
@@ -138,11 +138,11 @@ def test_warm_start_from_an_equal_or_smaller_rank_gives_the_donors_output(
 
 
 def test_warm_start_from_a_larger_rank_keeps_the_strongest_directions(generator: Generator) -> None:
-    donor = lora.add_lora(copy.deepcopy(generator), {"ds.conv.1": 3}, BASE_ID)
+    donor = lora.add_lora(copy.deepcopy(generator), {"ds.conv.1": 3})
     state = lora.adapter_state(donor)
     up = next(name for name in state if ".lora_B" in name)
     state[up] = torch.zeros_like(state[up])
     state[up][:, 1] = 1.0
-    model = lora.add_lora(copy.deepcopy(generator), {"ds.conv.1": 1}, BASE_ID, seed=9)
+    model = lora.add_lora(copy.deepcopy(generator), {"ds.conv.1": 1}, seed=9)
     lora.start_from(model, state)
     assert torch.equal(lora.adapter_state(model)[up], state[up][:, 1:2])
