@@ -9,8 +9,9 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from e2gan_cluster.config import RayConfig
 from e2gan_cluster.errors import UserError
@@ -69,9 +70,9 @@ def _set_environment() -> None:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
-def _restore(handlers: dict[signal.Signals, object]) -> None:
+def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
     if threading.current_thread() is not threading.main_thread():
         return
     for number, handler in handlers.items():
-        if callable(handler) or isinstance(handler, int):
-            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+        if handler is not None:
+            signal.signal(number, handler)

@@ -191,7 +191,7 @@ class Heartbeat:
             self._tasks[task] = {"done": 0, "total": total, "unit": unit, "started": time.time()}
         self._inner.start(task, total, unit)
 
-    def update(self, task: str, done: int, **facts: float | int | str) -> None:
+    def update(self, task: str, done: int, **facts: object) -> None:
         """Tell how far a task is."""
         with self._lock:
             if task in self._tasks:
@@ -204,7 +204,7 @@ class Heartbeat:
             self._tasks.pop(task, None)
         self._inner.finish(task, message)
 
-    def note(self, message: str, **facts: float | int | str) -> None:
+    def note(self, message: str, **facts: object) -> None:
         """Say one thing."""
         self._inner.note(message, **facts)
 

@@ -13,6 +13,7 @@ from tests.pairs.pairs_setup import write_photos
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ("invert", "dim")
 NEW = ("negative", "ghost")
+TIMEOUT_S = 800
 
 
 def write_run_file(folder: Path, storage: str, bad: bool = False) -> Path:
@@ -63,9 +64,9 @@ def start(*arguments: str, log: Path, **env: str) -> "subprocess.Popen[bytes]":
         )
 
 
-def run(*arguments: str, log: Path, timeout_s: float = 800, **env: str) -> int:
+def run(*arguments: str, log: Path, **env: str) -> int:
     """Exit code of ``e2gan ARGUMENTS``."""
-    return start(*arguments, log=log, **env).wait(timeout_s)
+    return start(*arguments, log=log, **env).wait(TIMEOUT_S)
 
 
 def published(store: ObjectStore) -> dict[str, str]:

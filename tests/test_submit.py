@@ -44,7 +44,7 @@ def write_config(project: Path, code: int) -> Path:
 
 
 def send(cluster: Cluster, project: Path, code: int, fingerprint: str) -> submit.Submission:
-    config = RunConfig(name="demo", storage=str(project / "run"))
+    config = RunConfig.model_validate({"name": "demo", "storage": str(project / "run")})
     path = write_config(project, code)
     return submit.submit(submit.connect(cluster.address), config, fingerprint, path, ["seed=3"], project)
 
@@ -94,7 +94,7 @@ def test_config_outside_the_working_folder_is_refused(
     outside = tmp_path_factory.mktemp("outside") / "x.yaml"
     outside.write_text("")
     with pytest.raises(InputError, match="working folder"):
-        submit.submit(submit.connect(cluster.address), RunConfig(), "e" * 64, outside, [], project)
+        submit.submit(submit.connect(cluster.address), RunConfig.model_validate({}), "e" * 64, outside, [], project)
 
 
 def test_no_cluster_is_a_clear_error() -> None:
@@ -103,5 +103,5 @@ def test_no_cluster_is_a_clear_error() -> None:
 
 
 def test_same_batch_in_another_storage_is_another_job() -> None:
-    here, there = RunConfig(storage="/a"), RunConfig(storage="s3://bucket/a")
+    here, there = (RunConfig.model_validate({"storage": storage}) for storage in ("/a", "s3://bucket/a"))
     assert submit.job_id(here, "f" * 64) != submit.job_id(there, "f" * 64)

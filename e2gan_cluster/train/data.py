@@ -106,8 +106,15 @@ class Encoder(Protocol):
 class Encoded(Protocol):
     """Encoded prompts."""
 
-    tokens_BTD: torch.Tensor
-    pooled_BD: torch.Tensor
+    @property
+    def tokens_BTD(self) -> torch.Tensor:
+        """Token states; padding rows are 0."""
+        ...
+
+    @property
+    def pooled_BD(self) -> torch.Tensor:
+        """Pooled prompts."""
+        ...
 
 
 def pair_data(sets: Sequence[PairSetLike], encoder: Encoder) -> PairData:
