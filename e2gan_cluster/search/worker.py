@@ -151,20 +151,20 @@ class WarmWorker:
 
     def _rungs(self, train: PairSet) -> dict[int, list[int]]:
         """Rows of every data rung (E2GAN 3.4: nearest to the centres of feature clusters), or a random draw."""
-        search, count = self.config.search, len(train)
+        search, count, seed = self.config.search, len(train), self.config.seed
         sizes = sorted({min(size, count) for size in search.data_sizes})
         partial = [size for size in sizes if size < count]
         rungs = {count: list(range(count))} if count in sizes else {}
         if not partial:
             return rungs
         if search.subset == "random":
-            order = np.random.default_rng(self.config.seed).permutation(count).tolist()
+            order = np.random.default_rng(seed).permutation(count).tolist()
             return rungs | {size: order[:size] for size in partial}
         from e2gan_cluster.pairs.subset import nested_subset
 
         # All pairs of a concept show the same photos: the features are shared by every concept of the run.
         features_ND = stored_features(self.features, train.inputs_NHWC, self.store)
-        return rungs | {size: list(rows) for size, rows in nested_subset(features_ND, partial).items()}
+        return rungs | {size: list(rows) for size, rows in nested_subset(features_ND, partial, seed).items()}
 
     def photos(self, data: ConceptData) -> PairSet:
         """The held-out pairs that trials are measured on."""
