@@ -29,9 +29,9 @@ from e2gan_cluster.teacher.runtime import (
     prompt_cache,
     resized,
     resolve,
-    to_signed,
     to_uint8,
 )
+from e2gan_cluster.teacher.vae import encode_mean, vae_precision
 
 # Section 5 of the paper: 100 steps of Euler ancestral, text guidance 7.5, image guidance 1.5; 20 steps are usual.
 DEFAULTS = Defaults(steps=20, guidance_scale=7.5, image_guidance_scale=1.5)
@@ -152,10 +152,7 @@ class InstructTeacher:
         return condition
 
     def _encode(self, images_BHWC: np.ndarray) -> torch.Tensor:
-        vae, dtype = self.pipe.vae, self.pipe.unet.dtype
-        x_BCHW = to_signed(images_BHWC, self.pipe._execution_device, _vae_dtype(self.pipe))
-        with _upcast(self.pipe):
-            return vae.encode(x_BCHW).latent_dist.mode().to(dtype)
+        return encode_mean(self.pipe, images_BHWC).to(self.pipe.unet.dtype)
 
     def _decode(self, z_BCHW: torch.Tensor) -> np.ndarray:
         vae = self.pipe.vae
@@ -164,8 +161,8 @@ class InstructTeacher:
         if self.is_xl and mean is not None and std is not None:
             mean_1C11 = torch.tensor(mean).view(1, -1, 1, 1).to(z_BCHW)
             z_BCHW = z_BCHW * torch.tensor(std).view(1, -1, 1, 1).to(z_BCHW) + mean_1C11
-        with _upcast(self.pipe):
-            x_BCHW = vae.decode(z_BCHW.to(_vae_dtype(self.pipe)), return_dict=False)[0]
+        with vae_precision(self.pipe) as dtype:
+            x_BCHW = vae.decode(z_BCHW.to(dtype), return_dict=False)[0]
         edits_BHWC = to_uint8(x_BCHW)
         return edits_BHWC if self.is_xl else _black_where_flagged(self.pipe, x_BCHW, edits_BHWC)
 
@@ -189,31 +186,6 @@ def _load(cfg: TeacherConfig) -> tuple[Any, Defaults]:
 def _step_options(scheduler: Any, rows: list[torch.Generator]) -> dict[str, Any]:
     """Per-row generators for schedulers that draw noise at every step."""
     return {"generator": rows} if "generator" in inspect.signature(scheduler.step).parameters else {}
-
-
-def _needs_upcast(pipe: Any) -> bool:
-    """XL's VAE overflows in float16 (its config says so)."""
-    return pipe.vae.dtype == torch.float16 and bool(getattr(pipe.vae.config, "force_upcast", False))
-
-
-def _vae_dtype(pipe: Any) -> torch.dtype:
-    return torch.float32 if _needs_upcast(pipe) else pipe.vae.dtype
-
-
-class _upcast:
-    """The VAE in float32 for the time of a block, where it needs that."""
-
-    def __init__(self, pipe: Any) -> None:
-        self._pipe = pipe
-        self._needed = _needs_upcast(pipe)
-
-    def __enter__(self) -> None:
-        if self._needed:
-            self._pipe.vae.to(torch.float32)
-
-    def __exit__(self, *_: object) -> None:
-        if self._needed:
-            self._pipe.vae.to(torch.float16)
 
 
 def _black_where_flagged(pipe: Any, x_BCHW: torch.Tensor, edits_BHWC: np.ndarray) -> np.ndarray:
