@@ -1,6 +1,7 @@
 """Imports point one way, and each large package is known to one room only. Read from the source, nothing is run."""
 
 import ast
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,8 +74,13 @@ def module_of(path: Path) -> str:
     return ".".join(parts[1:] if parts[0] == PACKAGE else parts)
 
 
-def imports(path: Path, *, at_import_only: bool = False) -> Iterator[tuple[int, str]]:
+@functools.cache
+def imports(path: Path, *, at_import_only: bool = False) -> list[tuple[int, str]]:
     """Line and full name of everything a file imports; for ``from a import b`` both ``a`` and ``a.b``."""
+    return list(_imports(path, at_import_only))
+
+
+def _imports(path: Path, at_import_only: bool) -> Iterator[tuple[int, str]]:
     for node in walk(ast.parse(path.read_text(encoding="utf-8")), at_import_only):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
