@@ -166,7 +166,7 @@ def _speeds(batch: Batch, status: BatchStatus) -> _Speeds:
     teacher_s = config.costs.teacher_s_per_image
     train_s = config.costs.train_s_per_image
     measured = [_json(batch, keys.pairs_status(row.concept)) for row in status.rows if row.pairs][:8]
-    made = sum(record.get("train_ok", 0) + record.get("heldout_ok", 0) for record in measured)
+    made = sum(count for record in measured for count in record.get("counts", {}).values())
     spent = sum(record.get("seconds", 0.0) for record in measured)
     if made and spent:
         teacher_s = spent / made

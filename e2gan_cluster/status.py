@@ -88,7 +88,7 @@ def _row(
     store = batch.store
     pairs = _json(store, keys.pairs_status(name))
     role = "base" if in_base else "new"
-    num_pairs = int(pairs.get("train_ok", 0))
+    num_pairs = int(pairs.get("splits", {}).get("train", {}).get("counts", {}).get("ok", 0))
     seconds = float(pairs.get("seconds", 0.0))
     results = [key for key in search_keys if key.endswith("/result.json")]
     trials = [key for key in search_keys if "/trials/" in key and key.endswith(".json") and key.count("/") == 4]

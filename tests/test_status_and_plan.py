@@ -44,6 +44,11 @@ def put(batch: Batch, key: str, **record: object) -> None:
     batch.store.put(key, json.dumps(record).encode())
 
 
+def pairs_record(seconds: float) -> dict[str, object]:
+    """As `pairs.ledger.status_record` writes it."""
+    return {"counts": {"ok": 20}, "splits": {"train": {"counts": {"ok": 15}}}, "seconds": seconds, "failure": None}
+
+
 def test_an_untouched_batch_waits(batch: Batch) -> None:
     status = batch_status(batch)
     assert status.running == "not started"
@@ -52,7 +57,7 @@ def test_an_untouched_batch_waits(batch: Batch) -> None:
 
 def test_each_concept_shows_how_far_it_is(batch: Batch) -> None:
     for name in (*BASE, "snow", "neon"):
-        put(batch, keys.pairs_status(name), train_ok=15, heldout_ok=5, seconds=36.0)
+        put(batch, keys.pairs_status(name), **pairs_record(seconds=36.0))
     put(batch, keys.search_trial("neon", SEARCH, "r1-n50-s0"))
     put(batch, keys.search_trial("snow", SEARCH, "r1-n50-s0"))
     put(
@@ -76,7 +81,7 @@ def test_a_published_concept_names_its_version(batch: Batch) -> None:
 
 
 def test_a_failed_concept_keeps_its_reason(batch: Batch) -> None:
-    put(batch, keys.pairs_status("neon"), train_ok=0, failure="40 of 40 pairs dropped: flat")
+    put(batch, keys.pairs_status("neon"), splits={}, failure="40 of 40 pairs dropped: flat")
     row = {row.concept: row for row in batch_status(batch).rows}["neon"]
     assert row.state == "failed"
     assert "flat" in row.reason
@@ -85,7 +90,7 @@ def test_a_failed_concept_keeps_its_reason(batch: Batch) -> None:
 def test_hostile_text_in_a_record_is_shown_and_not_interpreted(
     batch: Batch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    put(batch, keys.pairs_status("neon"), train_ok=0, failure="[bold red]boom[/bold red] [/nope]")
+    put(batch, keys.pairs_status("neon"), splits={}, failure="[bold red]boom[/bold red] [/nope]")
     print_status(batch_status(batch))
     assert "[bold red]boom[/bold red] [/nope]" in capsys.readouterr().out
 
@@ -136,7 +141,7 @@ def test_a_killed_run_is_called_silent_once_its_heartbeat_is_old(batch: Batch) -
 def test_plan_shrinks_as_work_is_done(batch: Batch, config: RunConfig) -> None:
     before = make_plan(config)
     for name in (*BASE, "snow", "neon"):
-        put(batch, keys.pairs_status(name), train_ok=15, heldout_ok=5, seconds=4.0)
+        put(batch, keys.pairs_status(name), **pairs_record(seconds=4.0))
     put(batch, keys.search_result("snow", SEARCH), state="done", metric=0.1, rank_multiplier=1, data_size=50)
     after = make_plan(config)
 

@@ -9,6 +9,7 @@ Example:
     1000
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -278,11 +279,20 @@ def _finish(
             complete = [split for split in SPLITS if concept_ledger.complete(split)]
             markers = [marker for split in complete for marker in concept_ledger.split_markers(split)]
             write_index(store, ledger.config, concept_ledger.concept, markers)
-        store.put(keys.pairs_status(name), status_record(concept_ledger, result, ledger.config))
+        before = _seconds_before(store, name)
+        store.put(keys.pairs_status(name), status_record(concept_ledger, result, ledger.config, before))
         grids = _grids(store, concept_ledger, splits)
         if tracker is not None:
             _track(tracker, concept_ledger, result, grids)
     return results
+
+
+def _seconds_before(store: ObjectStore, concept: str) -> float:
+    """Worker seconds that earlier runs spent on a concept."""
+    try:
+        return float(json.loads(store.get(keys.pairs_status(concept)))["seconds"])
+    except (KeyError, ValueError):
+        return 0.0
 
 
 def _grids(store: ObjectStore, ledger: ConceptLedger, splits: Sequence[Split]) -> dict[str, bytes]:

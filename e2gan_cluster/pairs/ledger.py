@@ -29,7 +29,7 @@ class PairsResult:
         heldout_ok: Kept held-out pairs.
         dropped: Rows that are not kept, by reason code.
         failure: Why the concept can't be used; None if it can.
-        seconds: From the start of the run to the concept's last shard; 0 if nothing was left to do.
+        seconds: Worker seconds that this run spent on the concept.
     """
 
     concept: str
@@ -131,7 +131,7 @@ class Ledger:
             True if its concept is hopeless now and was not before.
         """
         ledger = self.concepts[report.concept]
-        ledger.seconds = time.monotonic() - self.start_s
+        ledger.seconds += report.seconds
         if report.marker is None:
             ledger.lost.append(report)
         else:
@@ -164,8 +164,8 @@ class Ledger:
         return PairsResult(concept, ok["train"], ok["heldout"], ledger.dropped(), failure, ledger.seconds)
 
 
-def status_record(ledger: ConceptLedger, result: PairsResult, config: RunConfig) -> bytes:
-    """The concept's `status.json`."""
+def status_record(ledger: ConceptLedger, result: PairsResult, config: RunConfig, seconds_before: float = 0.0) -> bytes:
+    """The concept's `status.json`; ``seconds_before`` were spent on it by earlier runs."""
     per_split: Mapping[Split, Any] = {
         split: {
             "shards": len(specs),
@@ -185,6 +185,6 @@ def status_record(ledger: ConceptLedger, result: PairsResult, config: RunConfig)
         "splits": per_split,
         "lost_shards": [{"shard": r.shard, "failure": r.failure, "reason": r.reason} for r in ledger.lost],
         "incidents": ledger.incidents,
-        "seconds": round(result.seconds, 3),
+        "seconds": round(result.seconds + seconds_before, 3),
     }
     return json.dumps(record, indent=1).encode()

@@ -7,6 +7,7 @@ driver's memory does not grow with the work.
 import json
 import logging
 import signal
+import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -40,6 +41,7 @@ class ShardReport:
         reason: For people, where it is not.
         fix: What to do about it, if known.
         marker: The done-marker, where it is finished.
+        seconds: Time its worker spent on it.
     """
 
     concept: str
@@ -49,6 +51,7 @@ class ShardReport:
     reason: str = ""
     fix: str = ""
     marker: DoneMarker | None = None
+    seconds: float = 0.0
 
     def to_json(self) -> str:
         """One line; read back by `from_json`."""
@@ -65,8 +68,11 @@ class ShardReport:
 def make_reported(maker: ShardMaker, spec: ShardSpec) -> ShardReport:
     """Makes a shard and says what became of it; raises nothing that one shard can cause."""
     failure: Failure = "error"
+    start = time.monotonic()
     try:
-        return ShardReport(spec.concept, spec.name, len(spec.items), marker=maker.make(spec))
+        marker = maker.make(spec)
+        seconds = time.monotonic() - start
+        return ShardReport(spec.concept, spec.name, len(spec.items), marker=marker, seconds=seconds)
     except StoreError as error:
         failure, reason, fix = "storage", error.message, error.fix
     except TeacherError as error:
