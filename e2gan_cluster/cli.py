@@ -101,12 +101,11 @@ def load_command(name: str) -> TyperCommand | TyperGroup:
     """Import a command of `COMMANDS`."""
     module_name, _, attribute = COMMANDS[name].target.partition(":")
     target = getattr(importlib.import_module(f"e2gan_cluster.commands.{module_name}"), attribute)
-    if isinstance(target, typer.Typer):
-        command = typer.main.get_command(target)
-    else:
-        single = typer.Typer(add_completion=False, rich_markup_mode="markdown")
-        single.command(name)(target)
-        command = typer.main.get_command(single)
+    group = target
+    if not isinstance(target, typer.Typer):
+        group = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+        group.command(name)(target)
+    command: Any = typer.main.get_command(group)
     command.name = name
     return command
 
