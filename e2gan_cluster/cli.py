@@ -61,6 +61,8 @@ COMMANDS: dict[str, Entry] = {
     "adapters": Entry("registry:app", "List, compare, promote, roll back published adapters.", REGISTRY),
     "pull": Entry("registry:pull", "Bring verified adapters into an app's build.", REGISTRY),
     "verify": Entry("registry:verify", "Compare a pulled folder with what was published.", REGISTRY),
+    "export": Entry("export:export", "Make and check device files of published adapters.", REGISTRY),
+    "edit": Entry("export:edit", "Edit a photo with an effect, in ONNX Runtime.", REGISTRY),
     "submit": Entry("run:submit", "Send a batch to a Ray cluster and follow it.", CLUSTER),
     "status": Entry("run:status", "One row per concept, from storage.", CLUSTER),
     "stop": Entry("run:stop", "Stop a batch cleanly; the next run resumes.", CLUSTER),

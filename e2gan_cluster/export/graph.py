@@ -27,6 +27,7 @@ from e2gan_cluster.export.names import EDITED, IMAGE, OPSET, SIZE_MULTIPLE
 
 EXAMPLE_HEIGHT, EXAMPLE_WIDTH = 64, 80
 _NO_LIMIT = 2**40  # bytes
+_LOUD = ("torch.onnx", "torch.__trace", "onnxscript", "onnx_ir")
 _SUITABILITY = re.compile(
     r"Model should perform well with (.+?)( if modified to have fixed input shapes| as is): (\w+)"
 )
@@ -80,8 +81,9 @@ def to_onnx(
         for node in model.graph.node:
             # Stack traces and local paths of the exporting machine.
             del node.metadata_props[:]
-        for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
+        for value in (*model.graph.input, *model.graph.output):
             del value.metadata_props[:]
+        del model.graph.value_info[:]
         del model.graph.metadata_props[:]
         check_model(model, opset)
     except (RuntimeError, onnx.checker.ValidationError, torch.onnx.OnnxExporterError) as error:
@@ -206,8 +208,8 @@ class _Records(logging.Handler):
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter reports the absence of torchvision and shared axis names; neither matters here."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    """The exporter reports missing torchvision and shared axis names, and traces itself where logs are kept."""
+    loggers = [logging.getLogger(name) for name in _LOUD]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

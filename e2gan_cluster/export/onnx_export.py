@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from torch import nn
 from torch.export import Dim
 
-from e2gan_cluster.errors import BaseMismatchError, UserError
+from e2gan_cluster.errors import BaseMismatchError, IntegrityError, UserError
 from e2gan_cluster.evaluate.inference import to_signed, to_uint8
 from e2gan_cluster.evaluate.metrics import MetricNets
 from e2gan_cluster.export import coreml, names, precision
@@ -49,6 +49,7 @@ from e2gan_cluster.export.graph import (
     with_effect,
 )
 from e2gan_cluster.export.parity import Parity, Probe, measure, reasons_to_drop, require_exact
+from e2gan_cluster.export.runtime import check_format_version
 
 MAX_ERROR = 2e-3
 
@@ -87,10 +88,24 @@ class BaseExport:
 
     @classmethod
     def of(cls, folder: Path, meta: Mapping[str, Any]) -> "BaseExport":
-        """Inverse of `meta`, for files that lie in ``folder``."""
-        layers = {name: (int(shape[0]), int(shape[1])) for name, shape in meta["layers"].items()}
-        files = {path.name: path for path in sorted(folder.iterdir())}
-        return cls(str(meta["base_id"]), layers, meta["resolution"], files, dict(meta["mobile_usability"]))
+        """The export whose published files lie in ``folder``.
+
+        Args:
+            folder: Holds the files.
+            meta: Facts of their manifest.
+
+        Raises:
+            IntegrityError: A fact is missing, or of a later format.
+        """
+        try:
+            check_format_version(int(meta["format_version"]), folder)
+            layers = {str(name): (int(shape[0]), int(shape[1])) for name, shape in meta["layers"].items()}
+            files = {name: folder / name for name in names.BASE_FILES if (folder / name).is_file()}
+            return cls(str(meta["base_id"]), layers, meta["resolution"], files, dict(meta["mobile_usability"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise IntegrityError(
+                f"the manifest of the base's device files lacks {error}", "publish them again"
+            ) from error
 
     def meta(self) -> dict[str, Any]:
         """What the manifest of ``mobile/<base_id>/`` says beside the files."""
@@ -237,7 +252,7 @@ def export_adapter(
         photos_NHWC: Held-out photos, uint8, for parity and calibration.
         references_NHWC: The teacher's edits of these photos, to recompute ``metrics``.
         metrics: Names of metrics to recompute.
-        nets: Networks of the metrics; loaded when needed.
+        nets: Networks of the metrics, and of LPIPS for fp16 and int8; loaded here if not given.
         max_error: Largest allowed difference of an fp32 file, in [-1, 1].
 
     Returns:
@@ -248,6 +263,8 @@ def export_adapter(
         ExportError: An fp32 file differs from torch; nothing of the concept may be published.
     """
     workdir.mkdir(parents=True, exist_ok=True)
+    for name in names.FORMAT_FILES.values():
+        (workdir / name).unlink(missing_ok=True)
     factors = read_factors(adapter_files)
     _check_fit(base_export, adapter_files, factors)
     merged = merge(base.generator, factors)
@@ -255,6 +272,7 @@ def export_adapter(
     full_text = torch.from_numpy(np.asarray(tokens_TD, np.float32)[None])
     side = base_export.resolution
     references_NHWC = None if references_NHWC is None else _fitted(references_NHWC, side)
+    nets = nets or MetricNets.load([*metrics, *(["lpips"] if {"merged-fp16", "merged-int8"} & set(formats) else [])])
     probe = Probe.of(lambda x: merged(x, full_text), _fitted(photos_NHWC, side), references_NHWC, metrics, nets)
     job = _Job(base_export, factors, tokens_TD, OneEffect(merged, text_BTD), workdir, probe, max_error)
     result = ExportResult({}, {}, {}, {})
