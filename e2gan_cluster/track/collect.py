@@ -114,7 +114,7 @@ def collect(config: RunConfig, store: ObjectStore, *, pictures: bool = True) -> 
     searches = _search_folders(store)
 
     def view(row: ConceptRow) -> ConceptView:
-        return _concept(store, concepts[row.concept], row, digest, searches.get(row.concept, []), pictures)
+        return _concept(config, store, concepts[row.concept], row, digest, searches.get(row.concept, []), pictures)
 
     with ThreadPoolExecutor(_READERS) as pool:
         views = list(pool.map(view, rows))
@@ -132,7 +132,13 @@ def collect(config: RunConfig, store: ObjectStore, *, pictures: bool = True) -> 
 
 
 def _concept(
-    store: ObjectStore, concept: Concept, row: ConceptRow, digest: str, searches: list[str], pictures: bool
+    config: RunConfig,
+    store: ObjectStore,
+    concept: Concept,
+    row: ConceptRow,
+    digest: str,
+    searches: list[str],
+    pictures: bool,
 ) -> ConceptView:
     pairs = _json(store, keys.pairs_status(concept.name))
     counts = {split: _dict(record.get("counts")) for split, record in _dict(pairs.get("splits")).items()}
@@ -141,7 +147,7 @@ def _concept(
         for reason, number in split_counts.items():
             if reason != "ok":
                 dropped[reason] = dropped.get(reason, 0) + int(number)
-    result = _result(store, concept.name, searches)
+    result = _result(config, store, concept, searches)
     samples = keys.search_file(concept.name, result.fingerprint, SAMPLES) if result and result.fingerprint else None
     return ConceptView(
         row=row,
@@ -165,17 +171,30 @@ def _search_folders(store: ObjectStore) -> dict[str, list[str]]:
     return found
 
 
-def _result(store: ObjectStore, concept: str, fingerprints: list[str]) -> ConceptResult | None:
-    """The result of a concept's search; of several settings, a finished one."""
+def _result(config: RunConfig, store: ObjectStore, concept: Concept, fingerprints: list[str]) -> ConceptResult | None:
+    """The result of a concept's search under this config."""
     results = []
     for fingerprint in fingerprints:
         try:
-            results.append(ConceptResult.parse(store.get(keys.search_result(concept, fingerprint))))
+            results.append(ConceptResult.parse(store.get(keys.search_result(concept.name, fingerprint))))
         except KeyError:
             continue
         except UserError as error:
-            results.append(ConceptResult(concept, "failed", failure=f"its record is damaged: {error.message}"))
-    return max(results, key=lambda result: result.state == "done", default=None)
+            results.append(ConceptResult(concept.name, "failed", failure=f"its record is damaged: {error.message}"))
+    return _of_this_config(config, store, concept, results) if len(results) > 1 else next(iter(results), None)
+
+
+def _of_this_config(
+    config: RunConfig, store: ObjectStore, concept: Concept, results: list[ConceptResult]
+) -> ConceptResult:
+    """Of results under several search settings the one this config would find; else one that ended with a pick."""
+    from e2gan_cluster.search.lookup import find_result
+
+    for base_id in {result.base_id for result in results if result.base_id}:
+        found = find_result(config, store, base_id, concept)
+        if found is not None:
+            return found
+    return max(results, key=lambda result: result.state == "done")
 
 
 def _only_base(store: ObjectStore) -> str:
