@@ -25,7 +25,7 @@ def tiny_base_config(folder: Path, storage: str | None = None, **train: object) 
         {
             "storage": storage or str(folder / "store"),
             "photos": {"source": str(folder / "photos")},
-            "concepts": {"base": [c.name for c in CONCEPTS]},
+            "concepts": {"catalogue": str(folder / "concepts.yaml"), "base": [c.name for c in CONCEPTS]},
             "teacher": {"backend": "custom", "model": "tests.fake_editor:make"},
             "pairs": {"resolution": 32, "pairs_per_concept": 400, "rows_per_shard": 16},
             "nets": NETS,
@@ -37,6 +37,8 @@ def tiny_base_config(folder: Path, storage: str | None = None, **train: object) 
 def with_pairs(folder: Path, storage: str | None = None, **train: object) -> tuple[RunConfig, ObjectStore]:
     """Config and a store that holds its pairs."""
     write_photos(folder / "photos", 14)
+    lines = [f"- name: {c.name}\n  prompt: {c.prompt}\n" for c in CONCEPTS]
+    (folder / "concepts.yaml").write_text("".join(lines))
     config = tiny_base_config(folder, storage, **train)
     store = open_store(config.storage)
     results = run_local(config, store, CONCEPTS, SilentReporter())

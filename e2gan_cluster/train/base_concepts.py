@@ -38,13 +38,13 @@ class BaseChoice:
         return asdict(self)
 
 
-def choose_base_concepts(config: RunConfig, catalogue: Sequence[Concept], encoder: Encoder) -> BaseChoice:
+def choose_base_concepts(config: RunConfig, catalogue: Sequence[Concept], encoder: Encoder | None) -> BaseChoice:
     """Chooses by the config: named, k-means, or random. Concepts that ``concepts.new`` names are not eligible.
 
     Args:
         config: Which way, how many, seed.
         catalogue: All concepts.
-        encoder: Prompt encoder.
+        encoder: Prompt encoder; needed for k-means.
 
     Raises:
         ConfigError: Fewer concepts are eligible than asked for.
@@ -64,6 +64,8 @@ def choose_base_concepts(config: RunConfig, catalogue: Sequence[Concept], encode
         picked = np.random.default_rng(config.seed).choice(len(eligible), count, replace=False)
         names = tuple(eligible[i].name for i in sorted(picked.tolist()))
         return BaseChoice(names, dict.fromkeys(names, f"random draw, seed {config.seed}"), "random")
+    if encoder is None:
+        raise ValueError("k-means needs the prompt encoder")
     pooled_CD = encoder.encode([concept.prompt for concept in eligible]).pooled_BD.numpy()
     members = representatives(pooled_CD, count, config.seed)
     reasons = {}

@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from e2gan_cluster.concepts import Concept
+from e2gan_cluster.concepts import Concept, load_catalogue
 from e2gan_cluster.config import RunConfig
 from e2gan_cluster.errors import InputError, TrainingError, UserError
 from e2gan_cluster.progress import Reporter
 from e2gan_cluster.storage import open_store
 from e2gan_cluster.storage.base import ObjectStore
+from e2gan_cluster.train.base_concepts import BaseChoice, choose_base_concepts
 from e2gan_cluster.train.base_store import base_fingerprint, finished_base
 from e2gan_cluster.train.base_worker import BaseSpec, train_base
 from e2gan_cluster.train.distributed import this_worker
@@ -104,7 +105,17 @@ def _spec(config: RunConfig, concepts: Sequence[Concept]) -> BaseSpec:
         raise InputError("there are no base concepts", "name some in concepts.base")
     # A read-only mapping cannot be sent to a worker.
     plain = tuple(replace(concept, teacher=dict(concept.teacher)) for concept in concepts)
-    return BaseSpec(config, plain, base_fingerprint(config, concepts))
+    return BaseSpec(config, plain, base_fingerprint(config, concepts), _choice(config))
+
+
+def _choice(config: RunConfig) -> BaseChoice:
+    """Why these concepts; chosen again here, which gives the same, since workers may not have the catalogue's file."""
+    if config.concepts.base:
+        return choose_base_concepts(config, [], None)
+    from e2gan_cluster.text.encoder import PromptEncoder
+
+    encoder = PromptEncoder(max_tokens=config.nets.text_tokens)
+    return choose_base_concepts(config, load_catalogue(config.concepts.catalogue), encoder)
 
 
 def _device(config: RunConfig) -> str:
@@ -179,7 +190,8 @@ def _worker(settings: dict[str, Any]) -> None:
     except UserError as error:
         # A restart would meet the same data and numbers: tell the driver, and let no further attempt begin.
         ray.get(relay.fail.remote(error))
-        raise
+        if workers.size > 1:  # the others wait for this one's gradients: end them
+            raise
 
 
 def _run_on_ray(spec: BaseSpec, storage: str, listener: Listener) -> str:

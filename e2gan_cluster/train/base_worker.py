@@ -1,7 +1,7 @@
 """The training of a base as one function: what every Ray Train worker runs, and what runs without Ray.
 
 Example:
-    train_base(BaseSpec(config, concepts, base_fingerprint(config, concepts)), store, events=Silent())
+    train_base(BaseSpec(config, concepts, base_fingerprint(config, concepts), choice), store, events=Silent())
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from e2gan_cluster.concepts import Concept, load_catalogue
+from e2gan_cluster.concepts import Concept
 from e2gan_cluster.config import RunConfig
 from e2gan_cluster.evaluate.lpips import Lpips
 from e2gan_cluster.nn.discriminator import Discriminator
@@ -23,7 +23,7 @@ from e2gan_cluster.storage import keys
 from e2gan_cluster.storage.base import ObjectStore
 from e2gan_cluster.text.encoder import PromptEncoder
 from e2gan_cluster.train.base_card import model_card
-from e2gan_cluster.train.base_concepts import choose_base_concepts
+from e2gan_cluster.train.base_concepts import BaseChoice
 from e2gan_cluster.train.base_eval import HeldoutEval
 from e2gan_cluster.train.base_store import finished_base, publish_base
 from e2gan_cluster.train.checkpoint import delete_checkpoints, load_best, load_newest, save_checkpoint
@@ -41,11 +41,13 @@ class BaseSpec:
         config: Run config.
         concepts: Base concepts.
         fingerprint: `base_fingerprint` of both.
+        choice: Why these concepts; published beside the base.
     """
 
     config: RunConfig
     concepts: tuple[Concept, ...]
     fingerprint: str
+    choice: BaseChoice
 
     @property
     def work(self) -> str:
@@ -180,12 +182,11 @@ class _Session:
                 state.load_state_dict(best.tensors)
                 self.events.emit(Event("note", text=f"collapsed: publishing the best checkpoint, {best.images} images"))
         config, spec = self.spec.config, self.spec
-        choice = choose_base_concepts(config, load_catalogue(config.concepts.catalogue), encoder)
         with state.averaged() as generator:
             self.metrics, outputs = self.judge.measure(generator)
             files = {f"{name}.png": data for name, data in self.judge.grid(outputs, "trained").items()}
             metrics = self.metrics | self.judge.identity()
-            meta = _meta(spec, encoder, result, metrics, {c: choice.reasons.get(c, "") for c in _names(spec)})
+            meta = _meta(spec, encoder, result, metrics)
             card = model_card(config, spec.concepts, meta)
             assert isinstance(generator, Generator)
             discriminator = state.discriminator
@@ -193,7 +194,7 @@ class _Session:
                 discriminator = build_discriminator(config.nets, self.text_dim)
             base_id = publish_base(
                 self.store, generator, discriminator, config.nets, self.text_dim, meta,
-                {**files, "README.md": card.encode(), "base_concepts.json": _json(choice.to_json())},
+                {**files, "README.md": card.encode(), "base_concepts.json": _json(spec.choice.to_json())},
             )  # fmt: skip
         # Not create-only: the pointer of a base that was damaged since must give way.
         self.store.put(keys.base_pointer(spec.fingerprint), _json({"base_id": base_id}))
@@ -203,23 +204,15 @@ class _Session:
         return base_id
 
 
-def _names(spec: BaseSpec) -> list[str]:
-    return [concept.name for concept in spec.concepts]
-
-
 def _json(value: Any) -> bytes:
     return json.dumps(value, indent=1, sort_keys=True).encode()
 
 
-def _meta(
-    spec: BaseSpec,
-    encoder: PromptEncoder,
-    result: TrainResult,
-    metrics: Mapping[str, float],
-    reasons: Mapping[str, str],
-) -> dict[str, Any]:
+def _meta(spec: BaseSpec, encoder: PromptEncoder, result: TrainResult, metrics: Mapping[str, float]) -> dict[str, Any]:
     return {
-        "concepts": {c.name: {"prompt": c.prompt, "chosen": reasons[c.name]} for c in spec.concepts},
+        "concepts": {
+            c.name: {"prompt": c.prompt, "chosen": spec.choice.reasons.get(c.name, "")} for c in spec.concepts
+        },
         "config_fingerprint": spec.fingerprint,
         "text_encoder": {"name": encoder.name, "fingerprint": encoder.fingerprint, "tokens": encoder.max_tokens},
         "resolution": spec.config.pairs.resolution,

@@ -142,13 +142,12 @@ def _stop_after(config, store, images):
         loop.REPORT_STEPS = before
 
 
-def test_vanished_shard_is_named_without_ray_and_with_it(trained, tmp_path, ray_cluster):
+def test_vanished_shard_is_named(tmp_path):
     config, store = with_pairs(tmp_path)
     shard = next(i.key for i in store.list("pairs/invert/") if i.key.endswith(".parquet"))
     store.delete(shard)
-    for driver in (train_base_local, pretrain_base):
-        with pytest.raises(IntegrityError, match=shard):
-            driver(config, store, CONCEPTS, SilentReporter())
+    with pytest.raises(IntegrityError, match=shard):
+        train_base_local(config, store, CONCEPTS, SilentReporter())
 
 
 def test_no_concepts_is_an_error(trained):
