@@ -155,3 +155,55 @@ def saved(build: Callable[[Path], Any], folder: Path) -> Path:
     target = folder / "model"
     build(folder / "parts").save_pretrained(target, safe_serialization=True)
     return target
+
+
+def qwen_edit(folder: Path) -> None:
+    """Saved part by part: the stock processor can't even be built without torchvision."""
+    from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    tokenizer = byte_tokenizer(folder / "tokenizer")
+    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "vision_start", "vision_end")}
+    torch.manual_seed(6)
+    text = {
+        "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 4096,
+        "rope_parameters": {"mrope_section": [1, 1, 2], "rope_type": "default", "rope_theta": 1e6},
+    }  # fmt: skip
+    vision = {"depth": 2, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
+    config = Qwen2_5_VLConfig(
+        text_config=text, vision_config=vision, image_token_id=ids["image_pad"],
+        vision_start_token_id=ids["vision_start"], vision_end_token_id=ids["vision_end"],
+    )  # fmt: skip
+    parts = {
+        "text_encoder": Qwen2_5_VLForConditionalGeneration(config).eval(),
+        "transformer": QwenImageTransformer2DModel(
+            patch_size=2, in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16,
+            num_attention_heads=3, joint_attention_dim=16, guidance_embeds=False, axes_dims_rope=(8, 4, 4),
+        ),
+        "vae": AutoencoderKLQwenImage(
+            base_dim=8, z_dim=4, dim_mult=[1, 2, 4], num_res_blocks=1, temperal_downsample=[False, True],
+            latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+        ),
+        "scheduler": FlowMatchEulerDiscreteScheduler(),
+        "processor": Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=112 * 112),
+    }  # fmt: skip
+    for name, part in parts.items():
+        part.save_pretrained(folder / name)
+    library = {"text_encoder": "transformers", "tokenizer": "transformers", "processor": "transformers"}
+    classes = {name: [library.get(name, "diffusers"), type(part).__name__] for name, part in parts.items()}
+    classes |= {"processor": ["transformers", "Qwen2VLProcessor"], "tokenizer": ["transformers", "Qwen2Tokenizer"]}
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "QwenImageEditPipeline", **classes}))
+
+
+def byte_tokenizer(folder: Path) -> Any:
+    """Bytes as tokens."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import Qwen2Tokenizer
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
+    vocab = {token: n for n, token in enumerate([*sorted(ByteLevel.alphabet()), *special])}
+    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[], additional_special_tokens=special[1:])
+    tokenizer.save_pretrained(folder)
+    return tokenizer
