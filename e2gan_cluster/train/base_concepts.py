@@ -1,4 +1,4 @@
-"""Which concepts the base learns: few that represent many (E2GAN 3.2; FACTS: about 20).
+"""Which concepts the base learns: few that represent many (E2GAN 3.2: about 20).
 
 k-means on the pooled prompt embeddings of the catalogue; the concept nearest to each centre is taken.
 
