@@ -1,0 +1,88 @@
+"""Which order, climb, tolerance and early stop: least training for the same quality, on measured learning curves.
+
+First every rung of every concept is trained once (grid; resumable, kept in the folder); then every policy is replayed
+on these records. Printed per policy: training in final trainings, quality against the best rung, adapter size.
+
+python benchmarks/search_policy.py --concepts 8 --photos FOLDER
+python benchmarks/search_policy.py --quick
+"""
+
+import argparse
+import itertools
+import statistics
+from dataclasses import dataclass, replace
+
+from benchmarks.adapt_world import AdaptWorld, add_options, open_world
+from e2gan_cluster.search.ladder import ConceptLadder, Done, LadderRules, Rung
+from e2gan_cluster.search.records import TrialRecord, TrialSpec
+from e2gan_cluster.search.trial import run_trial
+
+Grid = dict[Rung, TrialRecord]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a policy gave on one concept."""
+
+    trainings: float
+    excess: float
+    kilobytes: float
+    trials: int
+
+
+def measure_grid(world: AdaptWorld, name: str) -> Grid:
+    """All rungs of a concept, trained to their end."""
+    concept = next(c for c in world.concepts if c.name == name)
+    search = world.config.search
+    grid = {}
+    for multiplier, size in itertools.product(search.rank_multipliers, search.data_sizes):
+        record = run_trial(world.setting, concept, "policy-grid", TrialSpec(name, multiplier, size))
+        grid[Rung(multiplier, size)] = record
+        print(f"{name} x{multiplier} n{size}: {record.metric:.4f} in {record.seconds:.0f} s", flush=True)
+    return grid
+
+
+def replay(rules: LadderRules, grid: Grid) -> Cost:
+    """Run a policy on measured curves."""
+    ladder, images, trials = ConceptLadder("x", rules), 0, 0
+    while not isinstance(step := ladder.next(), Done):
+        assert isinstance(step, TrialSpec)
+        full = grid[Rung(step.multiplier, step.data_size)]
+        record = replace(full, spec=step)
+        for fraction, limit in step.stop_above:
+            early = full.at(fraction)
+            if early is not None and early > limit:
+                points = tuple(p for p in full.curve if p.fraction <= fraction + 1e-6)
+                record = replace(record, state="hopeless", metric=early, curve=points, images=points[-1].images)
+        images, trials = images + record.images, trials + 1
+        ladder.report(record)
+    pick, best = grid[step.rung], min(record.metric for record in grid.values())
+    return Cost(images / pick.images, pick.metric / best - 1, pick.adapter_bytes / 1000, trials)
+
+
+def main() -> None:
+    """Reads the command line, measures, and prints one row per policy."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
+    world = open_world(parser.parse_args())
+    grids = [measure_grid(world, concept.name) for concept in world.concepts]
+    base = LadderRules.of(world.config.search, available=10**9)
+    sizes = tuple(sorted({rung.size for rung in grids[0]}))
+    print(f"\n{len(grids)} concepts, {len(grids[0])} rungs each; full grid = {len(grids[0])} trainings")
+    print(f"{'policy':<44}{'trainings':>10}{'trials':>8}{'above best':>12}{'kB':>7}")
+    orders, climbs = ("rank-first", "data-first", "joint"), ("up", "target")
+    for order, climb, tolerance, margin in itertools.product(orders, climbs, (0.01, 0.02, 0.05), (0.0, 0.05, 0.25)):
+        rules = replace(
+            base, sizes=sizes, mode="ladder", order=order, climb=climb, tolerance=tolerance, stop_margin=margin
+        )
+        costs = [replay(rules, grid) for grid in grids]
+        name = f"{order} {climb} tolerance {tolerance} margin {margin}"
+        print(
+            f"{name:<44}{statistics.mean(c.trainings for c in costs):>10.2f}"
+            f"{statistics.mean(c.trials for c in costs):>8.1f}{100 * statistics.mean(c.excess for c in costs):>10.1f} %"
+            f"{statistics.mean(c.kilobytes for c in costs):>7.0f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
