@@ -22,11 +22,11 @@ from e2gan_cluster.storage import files
 from e2gan_cluster.storage.base import ObjectStore
 from e2gan_cluster.storage.bundle import walk_files
 from e2gan_cluster.storage.checks import sha256_of_file
-from e2gan_cluster.storage.folder import STAGING, adapter_folder, check_content
+from e2gan_cluster.storage.folder import STAGING, adapter_folder, base_folder, check_content
 from e2gan_cluster.storage.lock import LOCK, Lock, read_lock
 from e2gan_cluster.storage.manifest import MANIFEST, FileEntry
 from e2gan_cluster.storage.parallel import parallel_map
-from e2gan_cluster.storage.pull_plan import Item, PullPlan, PullRequest, make_plan
+from e2gan_cluster.storage.pull_plan import BASE_ITEM, Item, PullPlan, PullRequest, make_plan
 
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
@@ -42,7 +42,7 @@ class PullResult:
         lock: What the folder holds now.
         changed: Concepts (and `BASE_ITEM`) that were brought or mended.
         unchanged: Those that were there already.
-        removed: Concepts that were taken out (pull by lock).
+        removed: What was taken out (pull by lock, or in a format without base).
         skipped: Adapters of other bases that were left out.
         files: Files downloaded.
         num_bytes: Bytes downloaded.
@@ -89,7 +89,7 @@ def pull(store: ObjectStore, request: PullRequest, reporter: Reporter | None = N
     plan = make_plan(store, request, current)
     there = list(parallel_map(Item.is_there, plan.items, request.workers))
     missing = [item for item, good in zip(plan.items, there, strict=True) if not good]
-    removed = tuple(sorted(set(current.adapters) - set(plan.lock.adapters))) if current else ()
+    removed = _removed(current, plan.lock)
     if not missing and not removed and current == plan.lock:
         return _result(plan, missing, removed, (0, 0), begin_s)
     files.make_folder(target / STAGING)
@@ -100,8 +100,9 @@ def pull(store: ObjectStore, request: PullRequest, reporter: Reporter | None = N
         try:
             for item in missing:
                 _swap(_staged(target, item), item.folder, _aside(target, item.folder))
-            for concept in removed:
-                _take_out(adapter_folder(target, concept), target / STAGING / f"removed-{concept}")
+            for name in removed:
+                folder = base_folder(target) if name == BASE_ITEM else adapter_folder(target, name)
+                _take_out(folder, target / STAGING / f"removed-{_flat(target, folder)}")
             files.write(target / LOCK, plan.lock.to_json())
             shutil.rmtree(target / STAGING, ignore_errors=True)
         except OSError as error:
@@ -125,6 +126,15 @@ def _current(target: Path, request: PullRequest) -> Lock | None:
         if request.lock is not None or request.concepts:
             return None
         raise
+
+
+def _removed(current: Lock | None, wanted: Lock) -> tuple[str, ...]:
+    """What the folder holds by its old lock and the new one does not know."""
+    if current is None:
+        return ()
+    concepts = sorted(set(current.adapters) - set(wanted.adapters))
+    base = [BASE_ITEM] if current.base_manifest_sha256 and not wanted.base_manifest_sha256 else []
+    return (*concepts, *base)
 
 
 def _staged(target: Path, item: Item) -> Path:

@@ -71,7 +71,7 @@ class S3Store:
             self._made = (os.getpid(), make_client(self._options))
         return self._made[1]
 
-    def _where(self, key: str) -> dict[str, str]:
+    def _where(self, key: str) -> dict[str, Any]:
         return {"Bucket": self._bucket, "Key": self._root + keys.check_key(key)}
 
     def _what(self, action: str, key: str) -> str:

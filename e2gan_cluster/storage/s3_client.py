@@ -96,6 +96,7 @@ class Failure:
 def classify(error: Exception) -> Failure:
     """Sort an exception of botocore or urllib3; anything else is raised again."""
     from botocore import exceptions as boto
+    from botocore.parsers import ResponseParserError
 
     if isinstance(error, boto.ClientError):
         return _classify_answer(error.response)
@@ -103,7 +104,7 @@ def classify(error: Exception) -> Failure:
         return Failure("fatal", "SignatureDoesNotMatch", redact(f"no usable credentials ({error})"))
     text = redact(f"{type(error).__name__}: {error}")
     # HTTPClientError is the parent of botocore's time-outs and connection errors.
-    broken = (boto.HTTPClientError, boto.IncompleteReadError, boto.FlexibleChecksumError, boto.ResponseParserError)
+    broken = (boto.HTTPClientError, boto.IncompleteReadError, boto.FlexibleChecksumError, ResponseParserError)
     if isinstance(error, broken):
         return Failure("transient", type(error).__name__, text, maybe_done=True)
     if isinstance(error, boto.BotoCoreError):
