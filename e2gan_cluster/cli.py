@@ -53,6 +53,8 @@ COMMANDS: dict[str, Entry] = {
     "concepts": Entry("concepts:concepts", "List and check a concept catalogue.", START),
     "plan": Entry("run:plan", "What is left to do, and what it takes.", START),
     "run": Entry("run:run", "The whole chain, or some stages of it; resumes.", START),
+    "pairs": Entry("pairs:pairs", "Let the teacher edit the photos, on Ray Data; resumes.", STAGES),
+    "import-pairs": Entry("pairs:import_pairs", "Take existing pairs as a concept's pairs.", STAGES),
     "base": Entry("base:base", "Train the base GAN on Ray Train; resumes.", STAGES),
     "layers": Entry("adapt:layers", "Measure what adapting each part of the base is worth.", STAGES),
     "adapt": Entry("adapt:adapt", "Search LoRA rank and data size for new concepts; resumes.", STAGES),

@@ -142,7 +142,7 @@ def _pairs(run: _Run) -> None:
     batch = run.batch
     if pairs_pending(batch.config, batch.store, batch.concepts):
         run.need_ray()
-    results = generate_pairs(batch.config, batch.store, batch.concepts, run.reporter)
+    results = generate_pairs(batch.config, batch.store, batch.concepts, run.reporter, tracker=run.tracker)
     stage_run = run.tracker.stage_run("pairs")
     for name, result in results.items():
         counts = {f"{name}/train": float(result.train_ok), f"{name}/heldout": float(result.heldout_ok)}

@@ -22,11 +22,11 @@ from e2gan_cluster.concepts import Concept
 from e2gan_cluster.config import RunConfig
 from e2gan_cluster.errors import IntegrityError, StoreError, TeacherError
 from e2gan_cluster.pairs.ledger import ConceptLedger, Ledger, PairsResult, status_record
-from e2gan_cluster.pairs.plan import SPLITS, ShardSpec, Split, plan_items, plan_shards
+from e2gan_cluster.pairs.plan import SPLITS, Item, ShardSpec, Split, plan_items, plan_shards
 from e2gan_cluster.pairs.ray_pool import RayPool, ShardReport, make_reported
 from e2gan_cluster.pairs.rows import OK, decode_image
 from e2gan_cluster.pairs.scan import scan_photos
-from e2gan_cluster.pairs.shards import DoneMarker, discard_shard, read_marker, read_shard, write_index
+from e2gan_cluster.pairs.shards import DoneMarker, discard_shard, find_index, read_marker, read_shard, write_index
 from e2gan_cluster.pairs.worker import ShardMaker
 from e2gan_cluster.progress import Reporter
 from e2gan_cluster.ray_runtime import ray_session
@@ -183,8 +183,10 @@ def _plan(
     ledgers = []
     missing: list[tuple[int, int, ShardSpec]] = []
     for n, concept in enumerate(concepts):
-        ledger = ConceptLedger(concept, {s: plan_shards(items[s], s, concept, config) for s in SPLITS})
-        notes += _find_finished(store, ledger, verify)
+        ledger = _imported(store, config, concept)
+        if ledger is None:
+            ledger = ConceptLedger(concept, {s: plan_shards(items[s], s, concept, config) for s in SPLITS})
+            notes += _find_finished(store, ledger, verify)
         for split in splits:
             for position, spec in enumerate(ledger.planned[split]):
                 if spec.name not in ledger.markers:
@@ -197,6 +199,20 @@ def _plan(
     for ledger in ledgers:
         ledger.stopped = ledger.too_many_dropped(limit)
     return full, [spec for _, _, spec in missing if not full.stopped(spec.concept)], notes
+
+
+def _imported(store: ObjectStore, config: RunConfig, concept: Concept) -> ConceptLedger | None:
+    """The finished ledger of a concept whose pairs were imported under this config; None for all others."""
+    index = find_index(store, config, concept)
+    if index is None or not index.imported:
+        return None
+    ledger = ConceptLedger(concept, {split: [] for split in SPLITS}, imported=True)
+    for marker in index.markers:
+        split: Split = "train" if marker.split == "train" else "heldout"
+        items = (Item("", 0, "imported"),) * marker.rows
+        ledger.planned[split].append(ShardSpec(marker.shard, split, concept.name, marker.fingerprint, items))
+        ledger.markers[marker.shard] = marker
+    return ledger
 
 
 def _find_finished(store: ObjectStore, ledger: ConceptLedger, verify: bool | None) -> list[str]:
@@ -278,7 +294,7 @@ def _finish(
         else:
             complete = [split for split in SPLITS if concept_ledger.complete(split)]
             markers = [marker for split in complete for marker in concept_ledger.split_markers(split)]
-            write_index(store, ledger.config, concept_ledger.concept, markers)
+            write_index(store, ledger.config, concept_ledger.concept, markers, concept_ledger.imported)
         before = _seconds_before(store, name)
         store.put(keys.pairs_status(name), status_record(concept_ledger, result, ledger.config, before))
         grids = _grids(store, concept_ledger, splits)

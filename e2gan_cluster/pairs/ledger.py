@@ -53,6 +53,7 @@ class ConceptLedger:
         seconds: See `PairsResult`.
         stopped: No further shards are started.
         incidents: Damaged shards found, retries.
+        imported: The pairs came from elsewhere; nothing is ever made.
     """
 
     concept: Concept
@@ -63,6 +64,7 @@ class ConceptLedger:
     seconds: float = 0.0
     stopped: bool = False
     incidents: list[str] = field(default_factory=list)
+    imported: bool = False
 
     @property
     def rows(self) -> int:

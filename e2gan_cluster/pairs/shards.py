@@ -177,11 +177,44 @@ class PairSet:
         )
 
 
-def write_index(store: ObjectStore, config: RunConfig, concept: Concept, markers: Sequence[DoneMarker]) -> None:
+def write_index(
+    store: ObjectStore, config: RunConfig, concept: Concept, markers: Sequence[DoneMarker], imported: bool = False
+) -> None:
     """Records which shards make up the concept under this setting; written when all of them are finished."""
-    record = {"prompt": concept.prompt, "shards": [asdict(marker) for marker in markers]}
+    record = {"prompt": concept.prompt, "imported": imported, "shards": [asdict(marker) for marker in markers]}
     key = keys.pairs_index(concept.name, pairs_fingerprint(config, concept)[:16])
     store.put(key, json.dumps(record, sort_keys=True, indent=1).encode())
+
+
+@dataclass(frozen=True)
+class PairsIndex:
+    """The finished shards of a concept under one setting.
+
+    Attributes:
+        markers: One per shard.
+        imported: They were not made by the teacher; generation leaves them alone.
+    """
+
+    markers: list[DoneMarker]
+    imported: bool
+
+
+def find_index(store: ObjectStore, config: RunConfig, concept: Concept) -> PairsIndex | None:
+    """The index of the concept under this setting, or None if there is none.
+
+    Raises:
+        IntegrityError: It can't be read.
+    """
+    key = keys.pairs_index(concept.name, pairs_fingerprint(config, concept)[:16])
+    try:
+        record = json.loads(store.get(key))
+        return PairsIndex([DoneMarker(**marker) for marker in record["shards"]], bool(record.get("imported")))
+    except KeyError as error:
+        if store.head(key) is None:
+            return None
+        raise IntegrityError(f"{key} in {store.url} lacks {error}", "delete it and run e2gan pairs again") from error
+    except (ValueError, TypeError) as error:
+        raise IntegrityError(f"{key} in {store.url} can't be read: {error}", "delete it, run e2gan pairs") from error
 
 
 def read_index(store: ObjectStore, config: RunConfig, concept: Concept) -> list[DoneMarker]:
@@ -189,18 +222,15 @@ def read_index(store: ObjectStore, config: RunConfig, concept: Concept) -> list[
 
     Raises:
         InputError: There are none: pairs were never made, or with another setting.
+        IntegrityError: The index can't be read.
     """
-    key = keys.pairs_index(concept.name, pairs_fingerprint(config, concept)[:16])
-    try:
-        record = json.loads(store.get(key))
-        return [DoneMarker(**marker) for marker in record["shards"]]
-    except KeyError as error:
+    index = find_index(store, config, concept)
+    if index is None:
         raise InputError(
             f"no finished pairs of concept {concept.name!r} for this config in {store.url}",
             f"make them: e2gan pairs --config FILE --concept {concept.name}",
-        ) from error
-    except (ValueError, TypeError) as error:
-        raise IntegrityError(f"{key} in {store.url} can't be read: {error}", "run e2gan pairs again") from error
+        )
+    return index.markers
 
 
 def pairs_digest(store: ObjectStore, config: RunConfig, concept: Concept) -> str:
