@@ -21,8 +21,8 @@ from typing import Any
 
 # Read by Ray Tune when it is imported.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000000")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 from ray import tune
@@ -148,7 +148,7 @@ def run_on_tune(source: JobSource, runner: Runner, settings: TuneSettings, stop:
         stop: Set = stop within seconds, running jobs are dropped.
     """
     stop = stop or threading.Event()
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     trainable = tune.with_resources(
         tune.with_parameters(JobTrial, runner=runner),
         tune.PlacementGroupFactory([{"CPU": settings.cpus, **({"GPU": settings.gpus} if settings.gpus else {})}]),
@@ -176,8 +176,8 @@ def run_on_tune(source: JobSource, runner: Runner, settings: TuneSettings, stop:
 
 
 @contextmanager
-def stop_on_signals(numbers: tuple[signal.Signals, ...] = (signal.SIGTERM,)) -> Iterator[threading.Event]:
-    """Within the block a signal sets the event; at its end the signal is sent again to whoever handled it before."""
+def stop_on_signals() -> Iterator[threading.Event]:
+    """Within the block SIGTERM or Ctrl-C sets the event; at its end the signal is sent again to whoever handled it before."""
     event, received = threading.Event(), []
     if threading.current_thread() is not threading.main_thread():
         yield event
@@ -187,7 +187,7 @@ def stop_on_signals(numbers: tuple[signal.Signals, ...] = (signal.SIGTERM,)) -> 
         received.append(number)
         event.set()
 
-    before = {number: signal.signal(number, handler) for number in numbers}
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield event
     finally:
