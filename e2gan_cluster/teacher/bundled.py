@@ -199,12 +199,13 @@ def build_unet(
 
 
 def build_scheduler() -> DDIMScheduler:
-    """DDIM that predicts the clean image, from pure noise (zero terminal SNR, Lin et al. 2023, arXiv 2305.08891)."""
+    """DDIM that predicts the clean image, from pure noise (zero terminal SNR, Lin et al. 2023, arXiv 2305.08891).
+
+    With the cosine schedule the second of two steps meets as much signal as noise.
+    """
     return DDIMScheduler(
         num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
+        beta_schedule="squaredcos_cap_v2",
         prediction_type="sample",
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",

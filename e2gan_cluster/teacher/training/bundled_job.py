@@ -58,7 +58,7 @@ def train_bundled(
     trainer = Trainer(unet, loop)
     log.info(
         "%d concepts, %d compositions trained, %d crops, %.2f M parameters",
-        len(sampler.names),
+        len(sampler.prompts),
         len(sampler.compositions),
         len(sampler.photos),
         sum(p.numel() for p in unet.parameters()) / 1e6,

@@ -31,6 +31,7 @@ from e2gan_cluster.teacher.bundled import (
     assemble_pipeline,
 )
 from e2gan_cluster.teacher.training import edits
+from e2gan_cluster.teacher.training.finetune import encode_prompts
 from e2gan_cluster.teacher.training.triples import (
     SETTING_PHRASES,
     Wordings,
@@ -111,16 +112,16 @@ def composed_tasks(concepts: Sequence[Wordings], unseen_only: bool) -> list[Task
 def run_teacher(
     pipe: StableDiffusionInstructPix2PixPipeline,
     photo: Images,
-    prompts: Sequence[str],
+    tokens_BTD: torch.Tensor,
     settings: BundledDefaults,
     seed: int,
 ) -> Images:
-    """Edits one photo with many prompts; row i draws its noise from (seed, i)."""
-    generators = [torch.Generator("cpu").manual_seed(seed * 100_003 + row) for row in range(len(prompts))]
-    images = [Image.fromarray(photo)] * len(prompts)
+    """Edits one photo with many encoded prompts; row i draws its noise from (seed, i)."""
+    generators = [torch.Generator("cpu").manual_seed(seed * 100_003 + row) for row in range(len(tokens_BTD))]
     output = pipe(
-        prompt=list(prompts),
-        image=images,
+        prompt_embeds=tokens_BTD,
+        negative_prompt_embeds=torch.zeros_like(tokens_BTD),
+        image=[Image.fromarray(photo)] * len(tokens_BTD),
         generator=generators,
         output_type="np",
         **settings.call_options(),
@@ -147,16 +148,16 @@ def measure(
         The figures.
     """
     embed = LpipsEmbedding("alex")
-    prompts = [task.prompt for task in tasks]
+    tokens_BTD = encode_prompts(pipe, [task.prompt for task in tasks])
     hits_l1, hits_lpips = np.zeros(len(tasks)), np.zeros(len(tasks))
     sums = np.zeros(6)
     for path in photos:
         photo = square_photo(path, settings.resolution)
         references = np.stack([task.reference(photo) for task in tasks])
         started = time.perf_counter()
-        edited = run_teacher(pipe, photo, prompts, settings, seed=0)
+        edited = run_teacher(pipe, photo, tokens_BTD, settings, seed=0)
         elapsed_s = time.perf_counter() - started
-        other_seed = run_teacher(pipe, photo, prompts[:4], settings, seed=1)
+        other_seed = run_teacher(pipe, photo, tokens_BTD[:4], settings, seed=1)
         e_BCHW, r_BCHW, p_BCHW = _tensor(edited), _tensor(references), _tensor(photo[None])
         l1_NN = torch.cdist(e_BCHW.flatten(1), r_BCHW.flatten(1), p=1) / e_BCHW[0].numel()
         e_vectors, r_vectors, p_vector = embed(e_BCHW), embed(r_BCHW), embed(p_BCHW)
@@ -191,6 +192,7 @@ def measure(
     )
 
 
+@torch.no_grad()
 def contact_sheet(
     pipe: StableDiffusionInstructPix2PixPipeline,
     photos: Sequence[Path],
@@ -200,13 +202,14 @@ def contact_sheet(
 ) -> Image.Image:
     """All tasks (rows) by photos (pairs of columns: teacher, reference), the photos themselves on top."""
     label_px = 150
+    tokens_BTD = encode_prompts(pipe, [task.prompt for task in tasks])
     sheet = Image.new("RGB", (label_px + 2 * cell_px * len(photos), cell_px * (len(tasks) + 1)), "white")
     draw = ImageDraw.Draw(sheet)
     for column, path in enumerate(photos):
         photo = square_photo(path, settings.resolution)
         left = label_px + 2 * cell_px * column
         sheet.paste(Image.fromarray(photo).resize((cell_px, cell_px)), (left, 0))
-        edited = run_teacher(pipe, photo, [task.prompt for task in tasks], settings, seed=0)
+        edited = run_teacher(pipe, photo, tokens_BTD, settings, seed=0)
         for row, task in enumerate(tasks):
             pair = (edited[row], task.reference(photo))
             for offset, image in enumerate(pair):
@@ -219,7 +222,7 @@ def contact_sheet(
 
 
 def _tensor(images: Images) -> torch.Tensor:
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def main(argv: list[str] | None = None) -> None:

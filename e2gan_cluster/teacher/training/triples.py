@@ -157,13 +157,14 @@ class TripleSampler:
         concepts: list[Wordings],
         seed: int = 0,
         size_px: int = 128,
-        composed_share: float = 0.3,
+        composed_share: float = 0.25,
         identity_share: float = 0.03,
     ) -> None:
         self.photos = _only(folder, "photos")
         self.slow = {name: _only(folder, name) for name in edits.SLOW_EDITS}
         self.prompts = {concept.name: concept.prompts for concept in concepts}
-        self.names = list(self.prompts)
+        # The edit networks change structure, which takes longer to learn than tones: drawn twice as often.
+        self.names = [name for name in self.prompts for _ in range(2 if name in edits.SLOW_EDITS else 1)]
         looks = [look for look in edits.LOOKS if look in self.prompts]
         self.compositions = [(lk, st) for lk in looks for st in edits.SETTINGS if not is_held_out(lk, st)]
         self.seed, self.size_px = seed, size_px
