@@ -177,7 +177,7 @@ def run_on_tune(source: JobSource, runner: Runner, settings: TuneSettings, stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
-    """Within the block SIGTERM or Ctrl-C sets the event; at its end the signal is sent again to whoever handled it before."""
+    """Within the block SIGTERM or Ctrl-C sets the event; at its end the former handler gets the signal."""
     event, received = threading.Event(), []
     if threading.current_thread() is not threading.main_thread():
         yield event
