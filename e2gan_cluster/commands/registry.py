@@ -242,6 +242,9 @@ def pull(
         list[str] | None,
         typer.Argument(metavar="[CONCEPT]...", help="NAME, NAME@channel or NAME@version; default: all."),
     ] = None,
+    more_concepts: Annotated[
+        list[str] | None, typer.Option("--concept", help="The same as an option; may be repeated.", show_default=False)
+    ] = None,
     names_file: Annotated[
         Path | None, typer.Option("--list", metavar="FILE", help="File with one concept a line.", show_default=False)
     ] = None,
@@ -277,7 +280,7 @@ def pull(
         raise InputError(f"lock file {lock} does not exist", "check the path, or pull without --lock")
     request = PullRequest(
         target=out,
-        concepts=(*(concepts or ()), *(_lines(names_file) if names_file else ())),
+        concepts=(*(concepts or ()), *(more_concepts or ()), *(_lines(names_file) if names_file else ())),
         channel=channel,
         lock=pinned,
         formats=check_formats(formats or (pinned.formats if pinned else ["onnx-adapter"])),

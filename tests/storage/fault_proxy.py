@@ -28,6 +28,7 @@ class Faults:
         forbid: Methods answered 403.
         strip_conditions: Conditional headers never reach the server.
         bytes_per_s: Bodies trickle.
+        delay_s: Silence before each answer.
     """
 
     seed: int = 0
@@ -41,6 +42,7 @@ class Faults:
     forbid: tuple[str, ...] = ()
     strip_conditions: bool = False
     bytes_per_s: float = 0.0
+    delay_s: float = 0.0
     requests: list[str] = field(default_factory=list)
     bytes_sent: int = 0
     credentials: tuple[str, str] = ("", "")
@@ -91,6 +93,7 @@ def fault_proxy(upstream: str, faults: Faults) -> Iterator[str]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             with faults.lock:
                 faults.requests.append(f"{self.command} {self.path}")
+            time.sleep(faults.delay_s)
             code = faults.answer_instead(self.command)
             if code is not None:
                 self._answer(code, b"", {"Content-Length": "0"})

@@ -95,8 +95,8 @@ def test_a_trickling_server_is_given_up_and_the_next_process_goes_on(faults, fau
 
 def test_a_silent_server_runs_into_the_time_out(faults, faulty_store):
     faulty_store.put("k", b"x" * 100)
-    faults.bytes_per_s = 10
-    with pytest.raises(StoreError, match="gave up"):
+    faults.delay_s = 2
+    with pytest.raises(StoreError, match=r"gave up.*[Tt]imeout"):
         with_options(faulty_store, deadline_s=0.5, read_timeout_s=0.3).get("k")
 
 
