@@ -83,9 +83,7 @@ def edit(
         str | None, typer.Option("--registry", "-r", metavar="URL", help="Or: storage to pull the effect from.")
     ] = None,
     channel: Annotated[str, typer.Option("--channel", help="Channel, with --registry.")] = "latest",
-    fmt: Annotated[
-        str | None, typer.Option("--format", "-f", help="Which files to run; default: best at hand.")
-    ] = None,
+    fmt: Annotated[str | None, typer.Option("--format", "-f", help="Files to run; default: best at hand.")] = None,
     max_megapixels: Annotated[float, typer.Option(min=0.01, help="Larger photos are refused before decoding.")] = 64.0,
 ) -> None:
     """Edit a photo with a published effect in ONNX Runtime, as a device does. Needs neither torch nor a GPU.

@@ -53,7 +53,7 @@ def make_adapter(base: Base, seed: int, base_id: str = BASE_ID) -> Adapter:
     """LoRA of ranks 1 to 3 on most of the crucial layers."""
     generator = copy.deepcopy(base.generator)
     layers = adaptable_layers(generator, PARTS)[seed % 3 :]
-    model = add_lora(generator, {name: 1 + i % 3 for i, name in enumerate(layers)}, base_id, seed=seed)
+    model = add_lora(generator, {name: 1 + i % 3 for i, name in enumerate(layers)}, seed=seed)
     rng = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
