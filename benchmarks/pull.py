@@ -164,7 +164,7 @@ def measure(folder: Path, endpoint: str, store: ObjectStore, options: argparse.N
         shutil.rmtree(target)
     base, pulled, idle = statistics.median(plain), statistics.median(first), statistics.median(again)
     print(
-        f"{options.adapters} adapters, {num_bytes / 1e6:.0f} MB, {options.workers} workers, medians of {options.repeats}"
+        f"{options.adapters} adapters, {num_bytes / 1e6:.0f} MB, {options.workers} threads, median of {options.repeats}"
     )
     print(f"plain boto3 download  {base:6.2f} s")
     print(f"e2gan pull            {pulled:6.2f} s   ratio {pulled / base:.2f} (target <= 1.5)")
