@@ -23,7 +23,8 @@ def log_trial(tracker: "Tracker | NullTracker", record: TrialRecord, metric_name
     """One trial as one run: parameters, final values, curve over images."""
     spec = record.spec
     params = {
-        "rank": spec.multiplier,
+        "rank": max(record.ranks.values(), default=0),
+        "rank_multiplier": spec.multiplier,
         "data_size": spec.data_size,
         "seed": spec.seed_index,
         "lr": lr,
@@ -54,7 +55,8 @@ def log_result(tracker: "Tracker | NullTracker", store: ObjectStore, concept: Co
     params = {
         "state": result.state,
         "base_id": result.base_id,
-        "rank": result.rank_multiplier,
+        "rank": max(result.ranks.values(), default=0),
+        "rank_multiplier": result.rank_multiplier,
         "data_size": result.data_size,
         "pick": result.pick,
         "ranks": " ".join(f"{layer}={rank}" for layer, rank in sorted(result.ranks.items())),
