@@ -163,9 +163,12 @@ def upload(token: str) -> str:
     return f"{UPLOADS}{check_name(token, 'token')}"
 
 
+PROBES = "probe/"
+
+
 def probe(token: str) -> str:
     """Key of the start-up probe of conditional writes."""
-    return f"probe/{check_name(token, 'token')}"
+    return f"{PROBES}{check_name(token, 'token')}"
 
 
 def feature_cache(digest: str) -> str:

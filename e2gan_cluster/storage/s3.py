@@ -352,4 +352,6 @@ class S3Store:
 
     def probe(self) -> None:
         """See `ObjectStore.probe`."""
+        # Some servers create a bucket at the first write, which would hide a slip in its name; a listing does not.
+        next(self.list(keys.PROBES), None)
         probe_store(self, lambda: self._server)

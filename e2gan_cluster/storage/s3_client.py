@@ -103,8 +103,11 @@ def classify(error: Exception) -> Failure:
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError):
         return Failure("fatal", "SignatureDoesNotMatch", redact(f"no usable credentials ({error})"))
     text = redact(f"{type(error).__name__}: {error}")
-    # HTTPClientError is the parent of botocore's time-outs and connection errors.
-    broken = (boto.HTTPClientError, boto.IncompleteReadError, boto.FlexibleChecksumError, ResponseParserError)
+    # The first two are the parents of botocore's time-outs and connection errors.
+    broken = (
+        boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, boto.FlexibleChecksumError,
+        ResponseParserError,
+    )  # fmt: skip
     if isinstance(error, broken):
         return Failure("transient", type(error).__name__, text, maybe_done=True)
     if isinstance(error, boto.BotoCoreError):

@@ -108,9 +108,11 @@ def test_the_probe_refuses_a_server_that_ignores_conditions_by_name(faults, faul
 
 
 def test_wrong_credentials_and_missing_buckets_are_named_without_secrets(s3_env, monkeypatch):
-    with pytest.raises(StoreError, match="NoSuchBucket") as caught:
-        open_store("s3://no-such-bucket/x", QUICK).put_new("k", b"")
-    assert "create the bucket" in str(caught.value)
+    missing = open_store("s3://no-such-bucket/x", QUICK)
+    for use in (missing.probe, lambda: list(missing.list()), lambda: missing.get("k")):
+        with pytest.raises(StoreError, match="NoSuchBucket") as caught:
+            use()
+        assert "create" in caught.value.fix
     for name, value in (("AWS_SECRET_ACCESS_KEY", "wrong-secret"), ("AWS_ACCESS_KEY_ID", "wrong-key-id")):
         monkeypatch.setenv(name, value)
         with pytest.raises(StoreError, match="AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") as caught:
