@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from e2gan_cluster.errors import InputError, IntegrityError, StoreError
 from e2gan_cluster.storage import canonical, keys
 from e2gan_cluster.storage.base import ObjectStore
+from e2gan_cluster.storage.checks import sha256_of
 
 MAX_HISTORY = 100
 _ATTEMPTS = 200
@@ -40,8 +41,9 @@ class Channel:
     history: tuple[Target, ...] = ()
 
     def to_json(self) -> bytes:
-        """The bytes of the pointer object."""
-        return canonical.dump({**vars(self.target), "history": [vars(target) for target in self.history]})
+        """The bytes of the pointer object, with their own digest."""
+        content = {**vars(self.target), "history": [vars(target) for target in self.history]}
+        return canonical.dump({**content, "digest": sha256_of(canonical.dump(content))})
 
     @classmethod
     def parse(cls, data: bytes, what: str) -> "Channel":
@@ -52,6 +54,9 @@ class Channel:
         """
         try:
             content = dict(canonical.parse(data, what))
+            digest = content.pop("digest")
+            if digest != sha256_of(canonical.dump(content)):
+                raise IntegrityError(f"{what} was changed: its digest does not fit", "promote a version to it again")
             history = tuple(Target(**entry) for entry in content.pop("history"))
             channel = cls(Target(**content), history)
             for target in (channel.target, *channel.history):

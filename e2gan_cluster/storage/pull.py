@@ -103,7 +103,8 @@ def pull(store: ObjectStore, request: PullRequest, reporter: Reporter | None = N
             for name in removed:
                 folder = base_folder(target) if name == BASE_ITEM else adapter_folder(target, name)
                 _take_out(folder, target / STAGING / f"removed-{_flat(target, folder)}")
-            files.write(target / LOCK, plan.lock.to_json())
+            files.write(target / STAGING / LOCK, plan.lock.to_json())
+            (target / STAGING / LOCK).replace(target / LOCK)
             shutil.rmtree(target / STAGING, ignore_errors=True)
         except OSError as error:
             raise files.file_error(error, "write into", target) from error
