@@ -7,6 +7,7 @@ Example:
     e2gan config show --config configs/demo.yaml
 """
 
+import errno
 import importlib
 import os
 import signal
@@ -19,7 +20,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from e2gan_cluster.errors import UserError
+from e2gan_cluster.errors import EXIT_NOTHING_DONE, UserError
 from e2gan_cluster.names import did_you_mean
 from e2gan_cluster.redact import redact
 
@@ -74,6 +75,10 @@ COMMANDS: dict[str, Entry] = {
 }
 
 
+# What a user can mend without knowing the code.
+_DISK_TROUBLES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+
+
 class LazyGroup(TyperGroup):
     """Lists commands from `COMMANDS`; imports the one that is called. Prints a `UserError` and exits with its code."""
 
@@ -102,6 +107,12 @@ class LazyGroup(TyperGroup):
         except UserError as error:
             typer.echo(redact(f"error: {error}"), err=True)
             raise typer.Exit(error.exit_code) from None
+        except OSError as error:
+            if error.errno not in _DISK_TROUBLES:
+                raise
+            fix = "make room on the disk, correct the permissions, or choose another place; the same command resumes"
+            typer.echo(redact(f"error: {error.filename or 'writing'}: {error.strerror}\n  fix: {fix}"), err=True)
+            raise typer.Exit(EXIT_NOTHING_DONE) from None
 
 
 def load_command(name: str) -> TyperCommand | TyperGroup:

@@ -187,6 +187,11 @@ def check_mlflow(config: RunConfig) -> Check:
 
 def check_ray(config: RunConfig) -> Check:
     """The cluster answers and is large enough for one worker of each stage."""
+    try:
+        metadata.version("ray")
+    except metadata.PackageNotFoundError:
+        fix = 'pip install -c constraints.txt "e2gan-cluster[cluster]"'
+        return Check("ray", "failed", "Ray is not installed here", fix)
     address = config.ray.address or os.environ.get("RAY_ADDRESS")
     if address is None:
         cpus = config.ray.num_cpus or os.cpu_count() or 1

@@ -164,5 +164,13 @@ def test_a_signal_unwinds_and_sets_the_usual_exit_code(tmp_path, number, code):
     assert (tmp_path / "unwound").exists()
 
 
+@pytest.mark.parametrize(("place", "code"), [("/dev/full", 1), ("/nowhere/at/all/config.md", 2), ("/", 2)])
+def test_a_full_disk_or_a_wrong_place_is_a_message_and_no_traceback(place, code):
+    done = run("config", "docs", "--output", place)
+    assert done.returncode == code
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
 def test_the_version_is_printed():
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*\n", run("--version").stdout)

@@ -41,7 +41,7 @@ ROOMS = {
     "onnxscript": {"export"},
     "coremltools": {"export"},
     "diffusers": {"teacher"},
-    "transformers": {"text", "teacher", "evaluate"},
+    "transformers": {"text", "teacher", "evaluate", "pairs"},
     "peft": {"nn.lora", "search"},
     "torchmetrics": {"evaluate"},
     "ray": {"pairs", "train", "search", "compress", "ray_runtime", "submit", "publish", "commands"},

@@ -7,6 +7,7 @@ import typer
 
 from e2gan_cluster.commands.options import OptionalConfigOption, SetOption
 from e2gan_cluster.config_io import config_table, fingerprint, load_config, to_yaml
+from e2gan_cluster.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, help="Show the resolved run file, or all options.")
 
@@ -34,4 +35,7 @@ def docs(
     if output is None:
         typer.echo(config_table(), nl=False)
     else:
-        output.write_text(config_table(), encoding="utf-8")
+        try:
+            output.write_text(config_table(), encoding="utf-8")
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as bad:
+            raise InputError(f"{output}: {bad.strerror}", "give a file in a folder that exists") from None
