@@ -136,12 +136,16 @@ def _base_id(batch: "Batch") -> str:
 
 
 def _print_plan(batch: "Batch", base_id: str, chosen: "Sequence[Concept]", pending: list[str]) -> None:
+    from e2gan_cluster.search.lookup import find_result
+
     search = batch.config.search
     ranks, sizes = ", ".join(map(str, search.rank_multipliers)), ", ".join(map(str, search.data_sizes))
     typer.echo(f"base {base_id}  {len(pending)} of {len(chosen)} concepts to search  {search.mode} {search.order}")
     typer.echo(f"rank rungs x{ranks}  data rungs {sizes} pairs  {search.train.images} images per training")
-    for concept in chosen:
-        typer.echo(f"  {concept.name:<40}{'search' if concept.name in pending else 'done'}")
+    found = [find_result(batch.config, batch.store, base_id, concept) for concept in chosen]
+    for concept, result in zip(chosen, found, strict=True):
+        state = "search" if concept.name in pending else "done" if result else "no finished pairs"
+        typer.echo(f"  {concept.name:<40}{state}")
 
 
 def _print_results(results: "Mapping[str, ConceptResult]") -> None:

@@ -117,11 +117,11 @@ def add_lora(generator: nn.Module, ranks: Mapping[str, int], *, seed: int = 0) -
         raise ValueError(f"the generator has no layer {', '.join(missing)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = get_peft_model(generator, lora_config(ranks))  # pyright: ignore[reportArgumentType]
+        model = get_peft_model(generator, lora_config(ranks))
     adapted = {name.removeprefix(_PREFIX).split(".lora_")[0] for name, _ in lora_parameters(model)}
     if adapted != set(ranks):
         raise ValueError(f"PEFT adapted other layers than asked: {sorted(adapted ^ set(ranks))}")
-    return model  # pyright: ignore[reportReturnType]
+    return model
 
 
 def lora_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

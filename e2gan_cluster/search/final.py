@@ -138,7 +138,7 @@ def curve_png(result: ConceptResult) -> bytes:
     for size in sorted({row["data_size"] for row in rows}):
         points = sorted((row["adapter_bytes"] / 1000, row["metric"]) for row in rows if row["data_size"] == size)
         axes.plot(*zip(*points, strict=True), marker="o", label=f"{size} pairs")
-    axes.plot([result.adapter_bytes / 1000], [result.metric], "k*", markersize=14, label="pick", zorder=0)
+    axes.plot([result.adapter_bytes / 1000], [result.metric or 0.0], "k*", markersize=14, label="pick", zorder=0)
     axes.set(xlabel="adapter, kB", ylabel=f"{result.metric_name} (lower is better)", title=result.concept)
     axes.legend(fontsize=8)
     buffer = io.BytesIO()

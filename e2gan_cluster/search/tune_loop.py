@@ -97,7 +97,7 @@ class SourceSearcher(_NotSaved, Searcher):
         self._should_stop = should_stop
         self._jobs: dict[str, Job] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:
         """The next job as a trial config; None = ask again; FINISHED = no more."""
         if self._should_stop():
             return Searcher.FINISHED

@@ -61,11 +61,11 @@ def test_every_trained_layer_is_saved_and_stock_peft_gives_equal_outputs(
     moved = {name for name, p in lora.lora_parameters(model) if "lora_B" in name and p.any()}
     assert len(moved) == len(ranks), "every adapted layer was trained"
     folder = write(lora.save_adapter(model, BASE_ID), tmp_path)
-    stock = PeftModel.from_pretrained(copy.deepcopy(generator), folder)  # pyright: ignore[reportArgumentType]
+    stock = PeftModel.from_pretrained(copy.deepcopy(generator), folder)
     with torch.no_grad():
         want = model(*inputs)
         assert torch.equal(stock.eval()(*inputs), want)
-        merged = stock.merge_and_unload()  # pyright: ignore[reportCallIssue]
+        merged = stock.merge_and_unload()
         assert torch.allclose(merged(*inputs), want, atol=1e-4)
         assert not torch.allclose(generator(*inputs), want, atol=1e-2)
     assert list(merged.state_dict()) == list(generator.state_dict())

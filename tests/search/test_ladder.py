@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from e2gan_cluster.config import SearchConfig
-from e2gan_cluster.search.ladder import ConceptLadder, Done, LadderRules, Rung, Wait
+from e2gan_cluster.search.ladder import Climb, ConceptLadder, Done, LadderRules, Order, Rung, Wait
 from e2gan_cluster.search.records import Point, TrialRecord, TrialSpec
 
 Metric = Callable[[Rung], float]
@@ -70,7 +70,7 @@ ORDERS = ("rank-first", "data-first")
 @pytest.mark.parametrize("order", ORDERS)
 @given(grid=falling_grid(st.floats(0, 0.4)))
 @settings(max_examples=150, deadline=None)
-def test_target_climb_picks_as_an_exhaustive_search_on_any_falling_curve(order: str, grid: dict[Rung, float]) -> None:
+def test_target_climb_picks_as_an_exhaustive_search_on_any_falling_curve(order: Order, grid: dict[Rung, float]) -> None:
     rules = LadderRules(RULES.multipliers, RULES.sizes, order=order, climb="target", stop_margin=1e9)
     pick, tried = climb(rules, grid.__getitem__)
     assert pick == exhaustive(rules, grid.__getitem__)
@@ -84,7 +84,7 @@ def test_target_climb_picks_as_an_exhaustive_search_on_any_falling_curve(order: 
 )
 @settings(max_examples=150, deadline=None)
 def test_upward_climb_picks_as_an_exhaustive_search_on_curves_that_flatten(
-    order: str, grid: dict[Rung, float], knees: tuple[int, int]
+    order: Order, grid: dict[Rung, float], knees: tuple[int, int]
 ) -> None:
     def metric(rung: Rung) -> float:
         i, j = rung.multiplier.bit_length() - 1, (rung.size // 50).bit_length() - 1
@@ -164,7 +164,7 @@ def prefixes(rules: LadderRules, metric: Metric) -> Iterator[tuple[int, ConceptL
 @given(grid=falling_grid(st.floats(0, 0.3)))
 @settings(max_examples=30, deadline=None)
 def test_ladder_replayed_from_any_prefix_of_its_records_goes_on_as_before(
-    climbing: str, grid: dict[Rung, float]
+    climbing: Climb, grid: dict[Rung, float]
 ) -> None:
     rules = LadderRules((1, 2, 4, 8), (50, 100, 200, 400), climb=climbing, stop_margin=0.1)
     whole_pick, whole = climb(rules, grid.__getitem__)

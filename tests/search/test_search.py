@@ -60,7 +60,7 @@ def test_picked_adapter_is_loaded_by_stock_peft_and_scores_as_recorded(
     for file in result.files:
         (tmp_path / file.name).write_bytes(world.store.get(result.adapter_key_prefix + file.name, sha256=file.sha256))
     base = load_base(world.store, world.base_id)
-    stock = PeftModel.from_pretrained(copy.deepcopy(base.generator), tmp_path)  # pyright: ignore[reportArgumentType]
+    stock = PeftModel.from_pretrained(copy.deepcopy(base.generator), tmp_path)
     heldout = load_pairs(world.store, world.concepts[0], "heldout", world.config)
     tokens = PromptEncoder(max_tokens=8).encode([result.prompt]).tokens_BTD[0]
     output = run_generator(stock, heldout.inputs_NHWC, tokens)
