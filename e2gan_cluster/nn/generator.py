@@ -39,7 +39,8 @@ class Upsample(nn.Module):
         self.output = output
         self.up1 = UpBlock(4 * width, 2 * width, kind, text_dim)
         self.up2 = UpBlock(2 * width, width, kind, text_dim)
-        self.head = padded_conv(width, 3, 7, bias=True)
+        # pix2pix ends in 7x7; with three channels out that one layer took a fifth of a training step.
+        self.head = padded_conv(width, 3, 3, bias=True)
         self.colour = nn.Conv2d(width, 9, 1) if output == "mapped" else None
         self.colour_text = nn.Linear(text_dim, 12) if output == "mapped" and text_dim else None
         # The untrained network returns the photo (or grey): the first steps learn the edit, not the photo.
