@@ -226,7 +226,14 @@ def _read_outputs(folder: Path, concept: str, heldout: PairSet) -> np.ndarray:
 
 
 def _save(folder: Path, heldout: PairSet, outputs: Mapping[str, np.ndarray]) -> None:
-    """PNG files, one folder per column."""
+    """PNG files, one folder per column.
+
+    Raises:
+        InputError: A photo's id is no plain name.
+    """
+    odd = [source_id for source_id in heldout.source_ids if not source_id.isalnum()]
+    if odd:
+        raise InputError(f"the pairs hold a source id that is no plain name: {odd[0]!a}", "make the pairs again")
     columns = {"photo": heldout.inputs_NHWC, "teacher": heldout.edits_NHWC, **outputs}
     del columns[PHOTO]
     for label, images_NHWC in columns.items():

@@ -50,6 +50,11 @@ class NullTracker:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         """Nothing to close."""
 
+    @property
+    def batch_run(self) -> str:
+        """Name of nothing."""
+        return "none/none"
+
     def stage_run(self, stage: str) -> str:
         """Name of nothing."""
         return f"none/none/stage/{stage}"
@@ -81,6 +86,14 @@ class NullTracker:
 
     def finish(self, run_id: str, ok: bool) -> None:
         """Ignore."""
+
+    def links(self) -> dict[str, Any]:
+        """There are none."""
+        return {}
+
+    def flush(self, timeout_s: float = 20.0) -> bool:
+        """Nothing is left."""
+        return True
 
     def close(self, timeout_s: float = 20.0) -> bool:
         """Nothing is left."""
@@ -261,6 +274,21 @@ class Tracker:
         """Where the runs are in MLflow: URI without credentials, experiment id, run ids by name below the batch."""
         runs = {key.removeprefix(self._root).strip("/"): run_id for key, run_id in self._backend.runs.items()}
         return {"uri": self.uri, "experiment_id": self._backend.experiment_id, "runs": runs}
+
+    def flush(self, timeout_s: float = 20.0) -> bool:
+        """Wait until everything is sent; not at all while the server is away.
+
+        Args:
+            timeout_s: Longest wait.
+
+        Returns:
+            Whether everything was sent.
+        """
+        end = time.monotonic() + timeout_s
+        while not self._down and time.monotonic() < end:
+            if self._spool.wait_empty(0.1):
+                return True
+        return self.pending == 0
 
     def close(self, timeout_s: float = 20.0) -> bool:
         """Send what is left, as far as the server takes it in time; the rest stays on disk for the next run.

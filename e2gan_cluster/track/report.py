@@ -5,33 +5,38 @@ It can be written at any time, while the batch runs and with stages missing, fro
 Example: ``e2gan report --config configs/demo.yaml``
 """
 
-from dataclasses import asdict
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from e2gan_cluster import __version__
+from e2gan_cluster.batch import run_fingerprint
 from e2gan_cluster.config import RunConfig
 from e2gan_cluster.redact import redact
 from e2gan_cluster.storage import keys
 from e2gan_cluster.storage.base import ObjectStore
 from e2gan_cluster.track.charts import number
-from e2gan_cluster.track.collect import BatchView, ConceptView, collect
+from e2gan_cluster.track.collect import TRACKING, BatchView, ConceptView, collect
+from e2gan_cluster.track.mlflow_tracker import NullTracker, Tracker
 from e2gan_cluster.track.pictures import png_uri
 from e2gan_cluster.track.report_cards import card, duration, mlflow_link, size
 
 _TEMPLATE = "report.html.j2"
+_PATIENCE_S = 5.0
+_MAX_TRACKED_BYTES = 20_000_000
 _HEADS = ("concept", "state", "pick", "METRIC", "base", "photo", "floor", "size", "trials", "work", "cost")
 _TEXT_HEADS = {"concept", "state", "pick"}
 
 
-def write_report(config: RunConfig, store: ObjectStore) -> bytes:
+def write_report(config: RunConfig, store: ObjectStore, tracker: Tracker | NullTracker | None = None) -> bytes:
     """Write the page to `keys.REPORT`.
 
     Args:
         config: Config of the batch.
         store: Its storage.
+        tracker: The run's tracker, if there is one: page and MLflow runs are linked both ways.
 
     Returns:
         The page.
@@ -39,8 +44,16 @@ def write_report(config: RunConfig, store: ObjectStore) -> bytes:
     Raises:
         UserError: The config names unknown concepts, or storage cannot be reached.
     """
+    if tracker is not None and tracker.flush(_PATIENCE_S) and tracker.links():
+        key = keys.run_status(run_fingerprint(config), TRACKING)
+        store.put(key, json.dumps(tracker.links(), indent=1).encode())
     page = render(collect(config, store))
     store.put(keys.REPORT, page)
+    if tracker is not None:
+        where = {"storage": store.url, "report": f"{store.url.rstrip('/')}/{keys.REPORT}"}
+        tracker.log(tracker.batch_run, where, {})
+        if len(page) <= _MAX_TRACKED_BYTES:
+            tracker.log_file(tracker.batch_run, keys.REPORT, page)
     return page
 
 
@@ -204,13 +217,8 @@ def _provenance(view: BatchView) -> list[dict[str, Any]]:
             f"code {meta.get('code_version', '?')}, {meta.get('created_at', 'time not recorded')}",
             False,
         ),
-        ("generator", ", ".join(f"{name} {value}" for name, value in asdict_of(config.nets).items()), False),
+        ("generator", ", ".join(f"{name} {value}" for name, value in config.nets.model_dump().items()), False),
         ("code of this page", __version__, False),
     ]
     listed = [{"label": label, "value": value, "code": code, "link": ""} for label, value, code in facts]
     return [*listed, {"label": "MLflow", "value": link or command, "code": True, "link": link}]
-
-
-def asdict_of(section: Any) -> dict[str, Any]:
-    """Fields of a config section or a record."""
-    return section.model_dump() if hasattr(section, "model_dump") else asdict(section)
