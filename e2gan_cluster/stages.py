@@ -239,4 +239,4 @@ def _report(run: _Run) -> None:
     key = keys.run_status(batch.fingerprint, "failures.json")
     batch.store.put(key, json.dumps(run.outcome.failed, indent=1, sort_keys=True).encode())
     write_overview(batch, _results(run))
-    write_report(batch.config, batch.store)
+    write_report(batch.config, batch.store, run.tracker)

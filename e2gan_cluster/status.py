@@ -145,9 +145,10 @@ def _liveness(heartbeat: Mapping[str, Any]) -> str:
 
 def _json(store: ObjectStore, key: str) -> dict[str, Any]:
     try:
-        return json.loads(store.get(key))
-    except KeyError:
+        record = json.loads(store.get(key))
+    except (KeyError, ValueError):
         return {}
+    return record if isinstance(record, dict) else {}
 
 
 def request_stop(batch: Batch) -> None:
