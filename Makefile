@@ -17,7 +17,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 # Ray workers inherit it and would compile every module again at each start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test test-web lint bench clean
 
 setup: $(STAMP)
 
@@ -37,6 +37,11 @@ lint: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest
+
+# The page of examples/web in headless Chromium; needs Node 20 and Chromium, which a fresh machine lacks.
+test-web: $(STAMP)
+	$(BIN)/python examples/web/make_fixture.py build/web-test
+	cd examples/web && npm install --no-audit --no-fund --no-package-lock && npm test
 
 demo: $(STAMP)
 	$(BIN)/e2gan run --config configs/demo.yaml
