@@ -109,7 +109,7 @@ class ObjectStore(Protocol):
         ...
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """All objects under ``prefix`` in key order, page by page."""
+        """All objects under ``prefix`` in key order."""
         ...
 
     def delete(self, key: str) -> None:

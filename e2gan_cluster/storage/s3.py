@@ -301,7 +301,10 @@ class S3Store:
         return ObjectInfo(key, answer["ContentLength"], answer["ETag"], answer["LastModified"].timestamp())
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """See `ObjectStore.list`."""
+        """See `ObjectStore.list`; sorted here, since SeaweedFS lists folder by folder."""
+        yield from sorted(self._pages(prefix), key=lambda info: info.key)
+
+    def _pages(self, prefix: str) -> Iterator[ObjectInfo]:
         what = f"listing {self.url}/{keys.check_prefix(prefix)}"
         more: dict[str, Any] = {"Bucket": self._bucket, "Prefix": self._root + prefix}
         while True:
@@ -353,5 +356,5 @@ class S3Store:
     def probe(self) -> None:
         """See `ObjectStore.probe`."""
         # Some servers create a bucket at the first write, which would hide a slip in its name; a listing does not.
-        next(self.list(keys.PROBES), None)
+        next(self._pages(keys.PROBES), None)
         probe_store(self, lambda: self._server)

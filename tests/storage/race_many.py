@@ -3,9 +3,13 @@
 import json
 import multiprocessing
 import os
+import random
 import sys
+import time
 
 from e2gan_cluster.storage import open_store
+
+SHARP_ROUNDS = 3
 
 
 def _racer(url, rounds, barrier, results, counter_rounds):
@@ -14,6 +18,9 @@ def _racer(url, rounds, barrier, results, counter_rounds):
     won = []
     for number in range(rounds):
         barrier.wait(120)
+        # Who finds SeaweedFS's lock of a key taken sleeps for a second or more, so later rounds race less sharply.
+        if url.startswith("s3://") and number >= SHARP_ROUNDS:
+            time.sleep(random.uniform(0, 0.1))
         won.append(store.put_new(f"race/{number}", name))
     for _ in range(counter_rounds):
         while True:
