@@ -7,6 +7,7 @@ Example:
 """
 
 import importlib
+import os
 from collections.abc import Callable
 
 from e2gan_cluster.config import TeacherConfig
@@ -31,6 +32,9 @@ def load_teacher(cfg: TeacherConfig) -> Teacher:
     """
     if cfg.backend == "custom":
         return _load_custom(cfg)
+    # Both complain at every start about a missing torchvision that nothing here needs.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     return _factory(cfg)(cfg)
 
 

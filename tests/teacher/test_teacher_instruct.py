@@ -50,6 +50,19 @@ def test_edits_equal_the_stock_pipeline(teacher: Any) -> None:
             assert off_by(edits[n], stock(teacher, images[n], PROMPTS[n], SEEDS[n], **options)) <= 1
 
 
+def test_the_bundled_teacher_equals_its_stock_pipeline() -> None:
+    bundled: Any = load_teacher(TeacherConfig(device="cpu"))
+    images = tiny_models.photos(2, side=64)
+    edits = bundled.edit(images, ["make it sepia"] * 2, [1, 2])
+    for n in range(2):
+        result = bundled.pipe(
+            prompt="make it sepia", image=Image.fromarray(images[n]), generator=generators([n + 1])[0],
+            num_inference_steps=bundled.defaults.steps, guidance_scale=bundled.defaults.guidance_scale,
+            image_guidance_scale=bundled.defaults.image_guidance_scale, output_type="np",
+        )  # fmt: skip
+        assert off_by(edits[n], (result.images[0] * 255).round().astype(np.uint8)) <= 1
+
+
 def test_edits_do_not_depend_on_the_batch(teacher: Any) -> None:
     images = tiny_models.photos(3)
     together = teacher.edit(images, PROMPTS, SEEDS)

@@ -1,4 +1,6 @@
 """Tiny, randomly initialised models of every kind of teacher, saved to a folder as a hub would hold them."""
+# diffusers exports lazily and types some parameters by their first value.
+# pyright: reportPrivateImportUsage=false, reportArgumentType=false
 
 import json
 from collections.abc import Callable
