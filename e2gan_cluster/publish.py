@@ -18,7 +18,7 @@ from e2gan_cluster.errors import UserError
 from e2gan_cluster.progress import Reporter
 from e2gan_cluster.storage import keys, open_store
 from e2gan_cluster.storage.base import ObjectStore
-from e2gan_cluster.storage.bundle import find_manifest, publish_bundle, read_bundle
+from e2gan_cluster.storage.bundle import find_manifest, read_bundle
 from e2gan_cluster.storage.registry import publish_adapter, read_manifest, resolve
 
 if TYPE_CHECKING:
@@ -131,26 +131,25 @@ def publish_concept(config: RunConfig, fingerprint: str, concept: Concept, resul
 
 
 def publish_base_files(config: RunConfig, store: ObjectStore, base_id: str) -> None:
-    """Export the base for devices, once.
+    """Export the base for devices, once, and compare it with torch.
 
     Raises:
-        UserError: The exported graph is refused by a checker.
+        UserError: The exported graph is refused by a checker, or differs from torch.
     """
-    from e2gan_cluster.export.onnx_export import export_base
+    from e2gan_cluster.export.base_files import ensure_base_export
     from e2gan_cluster.nn.lora import adaptable_layers
     from e2gan_cluster.search.layer_table import load_layers
     from e2gan_cluster.train.base_store import load_base
 
-    prefix = keys.mobile_file(base_id, "")
-    if find_manifest(store, prefix) is not None:
+    if find_manifest(store, keys.mobile_file(base_id, "")) is not None:
         return
     base = load_base(store, base_id)
     table = load_layers(store, base_id)
     parts = config.search.crucial_parts or (table.parts if table else None)
     layers = adaptable_layers(base.generator, parts) if parts else None
     with tempfile.TemporaryDirectory(prefix="e2gan-base-") as folder:
-        exported = export_base(base, layers, Path(folder), config.publish.resolution)
-        publish_bundle(store, prefix, exported.files, exported.meta())
+        publish = config.publish
+        ensure_base_export(store, base, layers, Path(folder), publish.resolution, max_error=publish.max_error)
 
 
 @lru_cache(maxsize=1)

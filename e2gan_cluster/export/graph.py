@@ -23,7 +23,7 @@ from torch import nn
 from torch.export import Dim
 
 from e2gan_cluster.errors import UserError
-from e2gan_cluster.export.names import EDITED, IMAGE, OPSET, SIZE_MULTIPLE
+from e2gan_cluster.export.names import EDITED, IMAGE, OPSET, SIZE_MULTIPLE, lora_a, lora_b
 
 EXAMPLE_HEIGHT, EXAMPLE_WIDTH = 64, 80
 _NO_LIMIT = 2**40  # bytes
@@ -104,6 +104,19 @@ def check_model(model: onnx.ModelProto, opset: int = OPSET) -> None:
         raise ExportError(
             f"the exported graph is of opset {found.get('')}, not {opset}", "align torch with constraints.txt"
         )
+
+
+def free_ranks(model: onnx.ModelProto, layers: Sequence[str]) -> None:
+    """Lets every layer's factors have any rank, in place.
+
+    Ranks occur nowhere else: the product of the factors has the weight's shape. Traced as free axes they would
+    only make torch's exporter several times slower.
+    """
+    inputs = {value.name: value for value in model.graph.input}
+    for number, layer in enumerate(layers):
+        for name, axis in ((lora_a(layer), 0), (lora_b(layer), 1)):
+            inputs[name].type.tensor_type.shape.dim[axis].dim_param = f"rank{number}"
+    check_model(model)
 
 
 def with_defaults(model: onnx.ModelProto) -> onnx.ModelProto:

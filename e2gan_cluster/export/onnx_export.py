@@ -39,6 +39,7 @@ from e2gan_cluster.export.folding import (
 )
 from e2gan_cluster.export.graph import (
     ExportError,
+    free_ranks,
     image_axes,
     image_example,
     mobile_usability,
@@ -170,17 +171,15 @@ def export_base(
     names_of_layers = sorted(layers) if layers is not None else adaptable_layers(base.generator)
     shapes = {name: matrix_shape(adaptable(base.generator, name)) for name in names_of_layers}
     module = EffectInputs(base.generator, names_of_layers)
-    # Rank 1 would be taken for a constant.
     factors = [torch.zeros(p) for o, i in shapes.values() for p in ((2, i), (o, 2))]
-    ranks = [Dim(f"rank{n}", min=1, max=4096) for n in range(len(shapes))]
-    factor_axes = [axes for rank in ranks for axes in ({0: rank}, {1: rank})]
     text = torch.ones(1, 5, _text_dim(base.generator))
     model = to_onnx(
         module,
         (image_example(resolution), text, factors),
-        (image_axes(resolution), {1: Dim("tokens", min=1, max=4096)}, factor_axes),
+        (image_axes(resolution), {1: Dim("tokens", min=1, max=4096)}, [{} for _ in factors]),
         [names.IMAGE, names.TEXT, *module.names],
     )
+    free_ranks(model, list(shapes))
     meta = _graph_meta(base.base_id, "base") | {names.META_LAYERS: json.dumps(names_of_layers)}
     files = {
         names.BASE_INPUTS_ONNX: save_graph(model, workdir / names.BASE_INPUTS_ONNX, meta),
