@@ -33,7 +33,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest -q --durations=0 tests/test_import_directions.py
+	$(BIN)/python -m pytest -o addopts=-q tests/test_import_directions.py
 
 test: lint
 	$(BIN)/python -m pytest
