@@ -174,6 +174,8 @@ def check_mlflow(config: RunConfig) -> Check:
     from e2gan_cluster.batch import tracking_uri
 
     address = tracking_uri(config)
+    if address == "none":
+        return Check("mlflow", "ok", "switched off")
     scheme = urllib.parse.urlsplit(address).scheme
     if scheme in {"http", "https"}:
         return _check_mlflow_server(address)
