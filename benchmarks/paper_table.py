@@ -5,8 +5,8 @@ fine-tune of the base, LoRA with searched ranks and data, fixed ranks (1x, 4x), 
 random data, warm start. Every cell is stored, so a killed run goes on. MACs of training: 3 forward passes for full
 training, 2 for LoRA on a frozen network (no weight gradients); discriminators are not counted.
 
-python benchmarks/paper_table.py --quick                                     # 4 concepts, 1 seed, up to half an hour
-python benchmarks/paper_table.py --config configs/paper.yaml --seeds 3       # a finished run's pairs and base
+python -m benchmarks.paper_table --quick                                     # 4 concepts, 1 seed, up to half an hour
+python -m benchmarks.paper_table --config configs/paper.yaml --seeds 3       # a finished run's pairs and base
 """
 
 import argparse

@@ -3,8 +3,8 @@
 First every rung of every concept is trained once (grid; resumable, kept in the folder); then every policy is replayed
 on these records. Printed per policy: training in final trainings, quality against the best rung, adapter size.
 
-python benchmarks/search_policy.py --concepts 8 --photos FOLDER
-python benchmarks/search_policy.py --quick
+python -m benchmarks.search_policy --concepts 8 --photos FOLDER
+python -m benchmarks.search_policy --quick
 """
 
 import argparse

@@ -3,8 +3,8 @@
 The real scheduler, ladders and Tune loop run; a trial sleeps as long as it is said to train. Printed: utilisation
 against an ideal packing of the same trials, overhead per trial slot, memory of the driver, images against a full grid.
 
-python benchmarks/tune_overhead.py --concepts 200 --trial-seconds 0.5
-python benchmarks/tune_overhead.py --quick
+python -m benchmarks.tune_overhead --concepts 200 --trial-seconds 1.2 --workers 4
+python -m benchmarks.tune_overhead --quick
 """
 
 import argparse
@@ -84,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="20 concepts: only shows that it runs")
     parser.add_argument("--concepts", type=int, default=200)
-    parser.add_argument("--trial-seconds", type=float, default=0.5)
+    parser.add_argument("--trial-seconds", type=float, default=1.2)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     count = 20 if options.quick else options.concepts

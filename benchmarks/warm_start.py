@@ -3,8 +3,8 @@
 Every concept is trained cold; then again from the finished adapter of the nearest other concept (prompt embedding).
 Printed: images after which the warm training has reached what the cold one ends with, and both at equal images.
 
-python benchmarks/warm_start.py --concepts 8 --photos FOLDER
-python benchmarks/warm_start.py --quick
+python -m benchmarks.warm_start --concepts 8 --photos FOLDER
+python -m benchmarks.warm_start --quick
 """
 
 import argparse

@@ -249,7 +249,8 @@ class BaseConfig(_Section):
 class SearchConfig(_Section):
     """LoRA adaptation: crucial layers, rank ladder, data ladder on Ray Tune."""
 
-    train: TrainConfig = TrainConfig(images=4_000, lr=2e-3, ema_images=250)
+    # L1 with a perceptual term in place of a discriminator: docs/adapt.md has the figures.
+    train: TrainConfig = TrainConfig(images=4_000, lr=2e-3, ema_images=250, loss=LossConfig(lpips_weight=20.0))
     metric: Literal["lpips", "kid", "l1"] = Field(
         default="lpips",
         description="metric that decides rungs, lower is better, on held-out photos; kid needs 100+ of them",
