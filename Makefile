@@ -44,7 +44,7 @@ test-web: $(STAMP)
 	cd examples/web && npm install --no-audit --no-fund --no-package-lock && npm test
 
 demo: $(STAMP)
-	$(BIN)/e2gan run --config configs/demo.yaml
+	$(BIN)/e2gan run --config configs/demo.yaml $(DEMO_ARGS)
 
 bench: $(STAMP)
 	@echo "Each benchmark says what it measures:"; for f in benchmarks/*.py; do echo "  $(BIN)/python $$f --help"; done
