@@ -19,7 +19,7 @@ from e2gan_cluster.errors import ConfigError, TrainingError
 from e2gan_cluster.nn.losses import Perceptual
 from e2gan_cluster.train.data import PairData, make_batch
 from e2gan_cluster.train.state import TrainState, create_state
-from e2gan_cluster.train.step import Reduce, train_step
+from e2gan_cluster.train.step import Reduce, out_of_memory_explained, train_step
 
 __all__ = ["TrainResult", "TrainState", "Workers", "create_state", "train", "train_step"]
 
@@ -86,7 +86,7 @@ def train(
         workers: This worker among several; None = alone.
 
     Raises:
-        TrainingError: A loss or gradient is NaN or infinite; raised before the update.
+        TrainingError: A loss or gradient is NaN or infinite, or memory ran out; raised before the update.
         ConfigError: The batch does not divide among the workers.
     """
     workers = workers or Workers()
@@ -126,7 +126,8 @@ def train(
             data, seed=seed, images_seen=state.images_seen, batch_size=cfg.batch_size, flip=cfg.flip,
             augment=cfg.augment == "diffaug", rank=workers.rank, world_size=workers.size, device=state.device,
         )  # fmt: skip
-        values = train_step(state, batch, cfg, perceptual=perceptual, reduce=workers.reduce)
+        with out_of_memory_explained(state, cfg):
+            values = train_step(state, batch, cfg, perceptual=perceptual, reduce=workers.reduce)
         elapsed_s = time.perf_counter() - started
         seconds += elapsed_s
         window.add(values, cfg.batch_size, elapsed_s)

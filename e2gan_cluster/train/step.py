@@ -6,8 +6,9 @@ before every loss and gradient is known to be finite.
 """
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 
 import torch
 
@@ -69,6 +70,25 @@ def train_step(
     state.opt_g.zero_grad(set_to_none=True)
     _count(state, batch.images, values, cfg)
     return values
+
+
+@contextmanager
+def out_of_memory_explained(state: TrainState, cfg: TrainConfig) -> Iterator[None]:
+    """Turns a failed allocation, on a GPU or in main memory, into advice.
+
+    Raises:
+        TrainingError: Memory ran out; the weights before this step are kept.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+        if not memory:
+            raise
+        raise TrainingError(
+            f"Out of memory at step {state.steps} with {cfg.batch_size // cfg.accumulate} images at once.",
+            fix=f"Set accumulate to {2 * cfg.accumulate} (same result, half the memory), or lower batch_size.",
+        ) from error
 
 
 def learning_rate_factor(images_seen: int, cfg: TrainConfig) -> float:
@@ -189,9 +209,18 @@ def _culprits(state: TrainState, batch: Batch) -> str:
 
 
 def _autocast(state: TrainState, cfg: TrainConfig) -> AbstractContextManager[object]:
-    if cfg.amp == "off":
+    if cfg.amp == "off" or (cfg.amp == "auto" and not _fast_bfloat16(state.device.type)):
         return nullcontext()
     return torch.autocast(state.device.type, dtype=torch.bfloat16)
+
+
+@cache
+def _fast_bfloat16(device_type: str) -> bool:
+    """Whether the hardware multiplies bfloat16 itself; elsewhere it is emulated and slower than float32."""
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return device_type == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def _layout(x_BCHW: torch.Tensor, cfg: TrainConfig) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""A NaN or infinity is caught before it reaches the weights."""
+"""A NaN, an infinity or a failed allocation is caught before it reaches the weights, and explained."""
 
 import copy
 
@@ -60,3 +60,31 @@ def test_concept_whose_rows_are_bad_is_named_among_others(monkeypatch):
     monkeypatch.setattr(step_module, "_accumulate", poison)
     error = _train_until_error(tiny_state(cfg), data, cfg)
     assert "concept swap." in str(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_memory_that_runs_out_is_answered_with_advice(monkeypatch, error):
+    def fail(*_args, **_options):
+        raise error
+
+    cfg = tiny_config(accumulate=2)
+    monkeypatch.setattr(step_module, "l1_loss", fail)
+    message = str(_train_until_error(tiny_state(cfg), tiny_data(), cfg))
+    assert "Out of memory at step 0 with 2 images at once" in message
+    assert "accumulate to 4" in message
+
+
+def test_other_runtime_errors_are_not_taken_for_memory(monkeypatch):
+    def fail(*_args, **_options):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(step_module, "l1_loss", fail)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        train(tiny_state(tiny_config()), tiny_data(), tiny_config(), seed=0)
