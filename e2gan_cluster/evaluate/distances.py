@@ -83,7 +83,7 @@ def frechet_distance(a_ND: np.ndarray, b_ND: np.ndarray) -> float:
 def _covariance_root(rows_ND: np.ndarray, mean_D: np.ndarray) -> np.ndarray:
     """A matrix R with at most D rows and ``R^T R`` = the unbiased covariance."""
     root = (rows_ND.astype(np.float64) - mean_D) / np.sqrt(len(rows_ND) - 1)
-    return np.linalg.qr(root, mode="r") if root.shape[0] > root.shape[1] else root
+    return np.asarray(np.linalg.qr(root, mode="r")) if root.shape[0] > root.shape[1] else root
 
 
 def direction_cosine(source_ND: np.ndarray, reference_ND: np.ndarray, output_ND: np.ndarray) -> float:

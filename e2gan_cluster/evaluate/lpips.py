@@ -12,7 +12,7 @@ Example:
 import importlib.util
 import io
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -126,26 +126,18 @@ class Lpips(nn.Module):
         self.register_buffer("shift_C", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
         self.register_buffer("scale_C", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
         self._layout = _LAYOUTS[net]
-        self.convs, self.heads = nn.ModuleList(), nn.ModuleList()
+        convs: list[nn.Conv2d] = []
+        heads: list[nn.Conv2d] = []
         channels = 3
         for item in self._layout:
             if item == "T":
-                self.heads.append(nn.Conv2d(channels, 1, 1, bias=False))
+                heads.append(nn.Conv2d(channels, 1, 1, bias=False))
             elif item[0] != "M":
-                self.convs.append(nn.Conv2d(channels, *item))
+                convs.append(nn.Conv2d(channels, *item))
                 channels = item[0]
-        self._fill(tree, _BACKBONES[net])
+        _fill(convs, heads, tree, _BACKBONES[net])
+        self.convs, self.heads = nn.ModuleList(convs), nn.ModuleList(heads)
         self.eval().requires_grad_(False)
-
-    def _fill(self, tree: Mapping[str, Any], backbone: str) -> None:
-        try:
-            for i, conv in enumerate(self.convs):
-                _copy(conv.weight, tree[backbone][f"Conv_{i}"]["kernel"])
-                conv.bias.data.copy_(torch.from_numpy(np.array(tree[backbone][f"Conv_{i}"]["bias"])))
-            for i, head in enumerate(self.heads):
-                _copy(head.weight, tree[f"NetLinLayer_{i}"]["Conv_0"]["kernel"])
-        except (KeyError, TypeError, RuntimeError, ValueError) as error:
-            raise IntegrityError(f"The LPIPS weights are not those of {backbone}: {error}", fix=_INSTALL) from error
 
     def forward(self, a_BCHW: torch.Tensor, b_BCHW: torch.Tensor) -> torch.Tensor:
         """Perceptual distance of each pair of images.
@@ -178,6 +170,18 @@ class Lpips(nn.Module):
             else:
                 x_BCHW = F.relu(next(convs)(x_BCHW))
         return taps
+
+
+def _fill(convs: Sequence[nn.Conv2d], heads: Sequence[nn.Conv2d], tree: Mapping[str, Any], backbone: str) -> None:
+    try:
+        for i, conv in enumerate(convs):
+            _copy(conv.weight, tree[backbone][f"Conv_{i}"]["kernel"])
+            assert conv.bias is not None
+            conv.bias.data.copy_(torch.from_numpy(np.array(tree[backbone][f"Conv_{i}"]["bias"])))
+        for i, head in enumerate(heads):
+            _copy(head.weight, tree[f"NetLinLayer_{i}"]["Conv_0"]["kernel"])
+    except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        raise IntegrityError(f"The LPIPS weights are not those of {backbone}: {error}", fix=_INSTALL) from error
 
 
 def _copy(weight: torch.Tensor, kernel_HWIO: np.ndarray) -> None:

@@ -9,7 +9,7 @@ from e2gan_cluster.track.charts import line_chart, number
 from e2gan_cluster.track.collect import BatchView, ConceptView
 from e2gan_cluster.track.pictures import strips
 
-_OPEN = 6
+_OPEN, _WIDE_OPEN = 6, 2
 _MLFLOW_SCHEMES = ("http://", "https://")
 
 
@@ -37,6 +37,7 @@ def card(view: BatchView, concept: ConceptView, index: int) -> dict[str, Any]:
         "state": concept.row.state,
         "reason": concept.row.reason if concept.row.state == "failed" else "",
         "open": index < _OPEN,
+        "wide_open": index < _WIDE_OPEN,
         "strips": columns,
         "shown": shown,
         "positions": [_position(r, shown) for r in range(shown)],

@@ -28,7 +28,7 @@ def test_heads_are_the_official_ones_bit_for_bit(net):
     official = torch.load(folder / f"{net}.pth", weights_only=True, map_location="cpu")
     ours = Lpips(net)
     for i, head in enumerate(ours.heads):
-        assert torch.equal(head.weight, official[f"lin{i}.model.1.weight"])
+        assert torch.equal(head.state_dict()["weight"], official[f"lin{i}.model.1.weight"])
 
 
 def test_equal_images_are_at_0_and_more_noise_is_further(alex):

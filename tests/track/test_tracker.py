@@ -177,7 +177,7 @@ class _Broken(BaseHTTPRequestHandler):
 
     do_GET = do_POST
 
-    def log_message(self, *args: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:
         pass
 
 
