@@ -116,7 +116,7 @@ class HttpStore:
         answer = self._request("GET", key, headers)
         whole = answer.headers.get("Content-Range", "").rpartition("/")[2]
         resumed = answer.status == 206 and whole.isdigit()
-        length = answer.headers.get("Content-Length")
+        length = int(answer.headers.get("Content-Length", -1))
 
         def chunks() -> Iterator[bytes]:
             try:
@@ -125,14 +125,14 @@ class HttpStore:
                 raise Cut(f"{type(error).__name__} at {self._parts.hostname}") from None
 
         try:
-            if length is None and not resumed:
+            if length < 0 and not resumed:
                 raise StoreError(
                     f"reading {self.url}/{key}: the server does not say how long it is", "use a server that does"
                 )
             # A weak etag may not be used to match a range.
             version = answer.headers.get("ETag", "")
             version = "" if version.startswith("W/") else version
-            yield Body(chunks(), int(whole) if resumed else int(length), version, offset if resumed else 0)
+            yield Body(chunks(), int(whole) if resumed else length, version, offset if resumed else 0)
         finally:
             answer.close()
 

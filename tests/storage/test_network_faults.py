@@ -168,7 +168,9 @@ def test_plain_http_reads_verify_and_survive_cuts(web_folder, tmp_path):
     (folder / "d" / "big").write_bytes(DATA)
     store = open_store(f"{address}/?token=hidden-token", QUICK)
     assert store.url == address
-    assert store.head("d/big").size == len(DATA)
+    info = store.head("d/big")
+    assert info is not None
+    assert info.size == len(DATA)
     assert store.head("no") is None
     faults.cut_at, faults.cuts = 500_000, 2
     store.get_file("d/big", tmp_path / "big", sha256=DIGEST, size=len(DATA))

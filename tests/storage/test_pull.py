@@ -100,7 +100,9 @@ def test_only_files_that_changed_are_downloaded(registry, target):
 
 def test_other_adapters_of_the_folder_stay_at_their_versions(registry, target):
     pull(registry, PullRequest(target, ("ink",)))
-    old = read_lock(target / LOCK).adapters["ink"]
+    lock = read_lock(target / LOCK)
+    assert lock is not None
+    old = lock.adapters["ink"]
     publish(registry, "ink", seed=9)
     result = pull(registry, PullRequest(target, ("oil",)))
     assert result.lock.adapters["ink"] == old

@@ -9,6 +9,7 @@ from safetensors.numpy import save
 from e2gan_cluster.cli import main
 from e2gan_cluster.storage import open_store
 from e2gan_cluster.storage.bundle import publish_bundle
+from e2gan_cluster.storage.local import LocalStore
 from tests.storage.registry_parts import BASE_ID, LAYERS, adapter_files, publish, publish_mobile_base
 
 
@@ -28,7 +29,7 @@ def e2gan(capsys):
 @pytest.fixture
 def registry(tmp_path):
     """A registry with a base, its device files, and one effect."""
-    store = open_store(tmp_path / "registry")
+    store = LocalStore(tmp_path / "registry")
     shapes = {f"{layer}.weight": np.zeros((outputs, *inputs), "f4") for layer, (inputs, outputs) in LAYERS.items()}
     publish_bundle(store, f"base/{BASE_ID}/", {"generator.safetensors": save(shapes)}, {})
     publish_mobile_base(store)
