@@ -8,6 +8,7 @@ Example:
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,8 @@ class ClipScorer:
             ) from error
         self._device = torch.device(device)
         self._clip = clip.to(self._device).eval()  # pyright: ignore[reportArgumentType]
-        self._side = int(clip.config.vision_config.image_size)
+        vision: Any = clip.config.vision_config
+        self._side = int(vision.image_size)
 
     @torch.inference_mode()
     def scores(self, photos_NHWC: np.ndarray, edits_NHWC: np.ndarray, prompt: str) -> dict[str, np.ndarray]:

@@ -96,14 +96,16 @@ def direction_consistency(photo_ND: np.ndarray, edit_ND: np.ndarray) -> np.ndarr
 
 def _load_features(device: str) -> "FeatureNet":
     from e2gan_cluster.evaluate.features import FeatureNet
+    from e2gan_cluster.teacher.runtime import pick_device
 
-    return FeatureNet(device)
+    return FeatureNet(pick_device(device))
 
 
 def _load_clip(model: str, device: str) -> "ClipScorer":
     from e2gan_cluster.pairs.clip import ClipScorer
+    from e2gan_cluster.teacher.runtime import pick_device
 
-    return ClipScorer(model, device)
+    return ClipScorer(model, pick_device(device))
 
 
 class PairFilter:
@@ -111,7 +113,7 @@ class PairFilter:
 
     Args:
         cfg: Thresholds.
-        device: Where the networks run.
+        device: Where the networks run: a torch device or `auto`.
 
     Raises:
         UserError: A network can't be loaded.

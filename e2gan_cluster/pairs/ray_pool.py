@@ -188,7 +188,7 @@ class RayPool:
                 fn_constructor_args=(self._config, self._concepts, self._store_url, self._gate),
             )
             # Closed at once where the caller stops early, so that no actor goes on working.
-            with closing(iter(dataset.iter_rows())) as rows:  # pyright: ignore[reportArgumentType]
+            with closing(iter(dataset.iter_rows())) as rows:
                 for row in rows:
                     yield ShardReport.from_json(row["report"])
 

@@ -138,7 +138,7 @@ class ShardMaker:
         self.store = store
         self.teacher = teacher
         self.squares = SquareCache(config)
-        self.filter = PairFilter(config.pairs.filters)
+        self.filter = PairFilter(config.pairs.filters, config.teacher.device)
 
     def make(self, spec: ShardSpec) -> DoneMarker:
         """Makes and stores a shard.

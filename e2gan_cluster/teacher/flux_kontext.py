@@ -6,6 +6,8 @@ Example:
     >>> cfg = TeacherConfig(backend="flux-kontext", model="black-forest-labs/FLUX.1-Kontext-dev", dtype="bfloat16")
     >>> FluxKontextTeacher(cfg)
 """
+# diffusers exports its public names lazily.
+# pyright: reportPrivateImportUsage=false
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -7,6 +7,8 @@ Example:
     >>> Img2ImgTeacher(TeacherConfig(backend="turbo", model="stabilityai/sd-turbo", device="cuda", dtype="float16"))
     >>> Img2ImgTeacher(TeacherConfig(backend="lcm", model="SimianLuo/LCM_Dreamshaper_v7"))
 """
+# diffusers exports its public names lazily.
+# pyright: reportPrivateImportUsage=false
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -6,6 +6,8 @@ once for all concepts; it gives what the stock pipeline gives for the same noise
 Example:
     >>> teacher = InstructTeacher(TeacherConfig(model="timbrooks/instruct-pix2pix", device="cuda", dtype="float16"))
 """
+# diffusers exports its public names lazily.
+# pyright: reportPrivateImportUsage=false
 
 import inspect
 from collections.abc import Mapping, Sequence

@@ -7,6 +7,8 @@ does the image half with the same image processor and tokenizer.
 Example:
     >>> QwenEditTeacher(TeacherConfig(backend="qwen-image-edit", model="Qwen/Qwen-Image-Edit", dtype="bfloat16"))
 """
+# diffusers exports its public names lazily.
+# pyright: reportPrivateImportUsage=false
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -110,8 +112,9 @@ class QwenEditTeacher:
 
 def _image_processor(cfg: TeacherConfig) -> Any:
     try:
+        options = {"revision": cfg.revision} if cfg.revision else {}
         return Qwen2VLImageProcessorPil.from_pretrained(
-            cfg.model, subfolder="processor", revision=cfg.revision, local_files_only=Path(cfg.model).is_dir()
+            cfg.model, subfolder="processor", local_files_only=Path(cfg.model).is_dir(), **options
         )
     except (OSError, ValueError) as error:
         raise TeacherError(

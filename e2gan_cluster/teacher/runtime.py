@@ -10,7 +10,7 @@ import gc
 import hashlib
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -196,6 +196,11 @@ def prompt_cache() -> Lru[Any]:
     return Lru(_PROMPT_CACHE)
 
 
+def _out_of_memory(error: BaseException) -> bool:
+    """PyTorch's allocator on CPUs raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
 class Batches:
     """Runs rows in batches; a batch that does not fit in memory is halved, and later ones stay small.
 
@@ -222,8 +227,8 @@ class Batches:
             part = slice(start, min(start + self.size, rows))
             try:
                 parts.append(edit(part))
-            except (torch.OutOfMemoryError, MemoryError) as error:
-                if part.stop - part.start == 1:
+            except (RuntimeError, MemoryError) as error:
+                if part.stop - part.start == 1 or not _out_of_memory(error):
                     raise
                 failed = error
             else:
@@ -239,11 +244,3 @@ class Batches:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def same_prompt_groups(prompts: Sequence[str]) -> list[tuple[str, list[int]]]:
-    """Positions by prompt, in order of first appearance."""
-    groups: dict[str, list[int]] = {}
-    for n, prompt in enumerate(prompts):
-        groups.setdefault(prompt, []).append(n)
-    return list(groups.items())

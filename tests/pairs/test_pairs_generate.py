@@ -12,6 +12,7 @@ from e2gan_cluster.pairs.shards import load_pairs
 from e2gan_cluster.progress import SilentReporter
 from e2gan_cluster.storage import open_store
 from e2gan_cluster.storage.base import ObjectStore
+from tests.conftest import S3Server
 from tests.pairs.pairs_setup import INVERT, OTHER, config_for, write_photos
 
 QUIET = SilentReporter()
@@ -103,3 +104,34 @@ def test_every_concept_gets_a_grid_and_a_status(tmp_path: Path) -> None:
     assert store.get("pairs/invert/grid-train.png").startswith(b"\x89PNG")
     assert store.get("pairs/invert/grid-heldout.png").startswith(b"\x89PNG")
     assert b'"state": "done"' in store.get("pairs/invert/status.json")
+
+
+def test_pairs_go_to_s3_and_come_back(tmp_path: Path, s3_env: S3Server) -> None:
+    config = config_for(write_photos(tmp_path / "photos", 12), f"s3://{s3_env.bucket}/pairs-test")
+    store = open_store(config.storage)
+    result = run_local(config, store, [INVERT], QUIET)["invert"]
+    assert result.failure is None
+    assert not pairs_pending(config, store, [INVERT])
+    assert len(load_pairs(store, INVERT, "train", config)) == result.train_ok
+    clean = open_store(tmp_path / "clean")
+    run_local(config, clean, [INVERT], QUIET)
+    assert shard_files(store, "invert") == shard_files(clean, "invert")
+
+
+def test_a_source_full_of_bad_photos_stops_before_any_edit(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", 4)
+    for n in range(6):
+        (photos / f"bad-{n}.jpg").write_bytes(b"not a photo %d" % n)
+    config = config_for(photos, tmp_path / "store")
+    with pytest.raises(InputError, match="6 of 10 photos"):
+        run_local(config, open_store(config.storage), [INVERT], QUIET)
+
+
+def test_a_few_bad_photos_become_rows_with_a_reason(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", 11)
+    (photos / "bad.jpg").write_bytes(b"not a photo")
+    config = config_for(photos, tmp_path / "store")
+    result = run_local(config, open_store(config.storage), [INVERT], QUIET)["invert"]
+    assert result.failure is None
+    assert result.dropped == {"photo-not-an-image": 1}
+    assert result.train_ok + result.heldout_ok == 11

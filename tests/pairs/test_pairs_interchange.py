@@ -21,12 +21,9 @@ from tests.pairs.pairs_setup import INVERT, OTHER, config_for, write_photos
 QUIET = SilentReporter()
 
 
-def test_shards_open_as_a_hugging_face_data_set_with_the_columns_of_instruct_pix2pix(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shards_open_as_a_hugging_face_data_set_with_the_columns_of_instruct_pix2pix(tmp_path: Path) -> None:
     import datasets
 
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     config = config_for(write_photos(tmp_path / "photos", 20), tmp_path / "store")
     store = open_store(config.storage)
     result = run_local(config, store, [INVERT], QUIET)["invert"]

@@ -1,4 +1,6 @@
 """Image-to-image and FLUX Kontext teachers on tiny models."""
+# diffusers exports its public names lazily.
+# pyright: reportPrivateImportUsage=false
 
 from pathlib import Path
 from typing import Any

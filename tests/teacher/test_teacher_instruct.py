@@ -109,6 +109,16 @@ def test_strength_is_refused_by_a_teacher_without_it(teacher: Any) -> None:
         teacher.edit(tiny_models.photos(1), ["x"], [1], overrides={"strength": 0.5})
 
 
+def test_a_weight_variant_and_another_dtype_are_loaded(tmp_path: Path) -> None:
+    tiny_models.sd_instruct(tmp_path / "parts").save_pretrained(tmp_path / "model", variant="half")
+    cfg = TeacherConfig(model=str(tmp_path / "model"), device="cpu", steps=2, dtype="bfloat16")
+    with pytest.raises(TeacherError):
+        load_teacher(cfg)
+    teacher: Any = load_teacher(cfg.model_copy(update={"variant": "half"}))
+    assert teacher.pipe.unet.dtype == torch.bfloat16
+    assert teacher.edit(tiny_models.photos(1), ["x"], [1]).shape == (1, 32, 32, 3)
+
+
 def test_a_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     with pytest.raises(TeacherError, match="can't load the teacher"):
