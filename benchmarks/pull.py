@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, seaweedfs(Path(folder)) as endpoint:
-        os.environ.update(KEYS, AWS_ENDPOINT_URL_S3=endpoint)
+        os.environ.update(KEYS, AWS_ENDPOINT_URL_S3=endpoint, XDG_CACHE_HOME=f"{folder}/cache")
         store = open_store(f"s3://{BUCKET}/bench")
         wait_ready(store)
         fill(store, options.adapters, options.adapter_kb * 1000, options.base_mb * 1_000_000)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from e2gan_cluster.errors import InputError, IntegrityError, StoreError
 from e2gan_cluster.storage import canonical, keys
@@ -10,6 +11,7 @@ from e2gan_cluster.storage.base import ObjectStore
 from e2gan_cluster.storage.checks import sha256_of
 
 MAX_HISTORY = 100
+MAX_EMBEDDED_BYTES = 64 * 1024
 _ATTEMPTS = 200
 
 
@@ -35,14 +37,18 @@ class Channel:
     Attributes:
         target: Where it points.
         history: Where it pointed before, oldest first.
+        manifest: The bytes of the target's manifest, so that a pull needs one request less; None where not at hand.
     """
 
     target: Target
     history: tuple[Target, ...] = ()
+    manifest: bytes | None = None
 
     def to_json(self) -> bytes:
         """The bytes of the pointer object, with their own digest."""
-        content = {**vars(self.target), "history": [vars(target) for target in self.history]}
+        content: dict[str, Any] = {**vars(self.target), "history": [vars(target) for target in self.history]}
+        if self.manifest is not None:
+            content["manifest"] = canonical.parse(self.manifest, "manifest")
         return canonical.dump({**content, "digest": sha256_of(canonical.dump(content))})
 
     @classmethod
@@ -58,7 +64,10 @@ class Channel:
             if digest != sha256_of(canonical.dump(content)):
                 raise IntegrityError(f"{what} was changed: its digest does not fit", "promote a version to it again")
             history = tuple(Target(**entry) for entry in content.pop("history"))
-            channel = cls(Target(**content), history)
+            manifest = canonical.dump(content.pop("manifest")) if "manifest" in content else None
+            channel = cls(Target(**content), history, manifest)
+            if manifest is not None and sha256_of(manifest) != channel.target.manifest_sha256:
+                raise IntegrityError(f"{what} holds another manifest than it names", "promote a version to it again")
             for target in (channel.target, *channel.history):
                 keys.check_name(target.version, "version")
                 if not isinstance(target.manifest_sha256, str) or not isinstance(target.moved_at, str):
@@ -78,7 +87,11 @@ def read_channel(store: ObjectStore, concept: str, channel: str) -> Channel | No
 
 
 def move_channel(
-    store: ObjectStore, concept: str, channel: str, choose: Callable[[Channel | None], Target | None]
+    store: ObjectStore,
+    concept: str,
+    channel: str,
+    choose: Callable[[Channel | None], Target | None],
+    manifest: bytes | None = None,
 ) -> Channel:
     """Point a channel elsewhere; loses to no racing writer and overwrites none unseen.
 
@@ -88,6 +101,7 @@ def move_channel(
         channel: Channel name.
         choose: Gets the channel as it is now, gives the new target; None leaves it as it is. Called again after
             losing a race.
+        manifest: Bytes of the new target's manifest.
 
     Returns:
         The channel as it stands afterwards.
@@ -101,7 +115,8 @@ def move_channel(
         if target is None:
             return None
         history = (*current.history, current.target) if current else ()
-        return Channel(target, history[-MAX_HISTORY:])
+        embedded = manifest if manifest is not None and len(manifest) <= MAX_EMBEDDED_BYTES else None
+        return Channel(target, history[-MAX_HISTORY:], embedded)
 
     return _swap(store, concept, channel, update)
 

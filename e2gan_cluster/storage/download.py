@@ -12,7 +12,7 @@ from e2gan_cluster.storage import files
 from e2gan_cluster.storage.checks import check_file, sha256_of
 from e2gan_cluster.storage.retry import Retry
 
-CHUNK_BYTES = 16 * 1024
+CHUNK_BYTES = 64 * 1024
 """Small, so that a trickling server is noticed between two chunks."""
 
 

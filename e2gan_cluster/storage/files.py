@@ -123,16 +123,16 @@ def write_new(target: Path, data: bytes) -> bool:
         raise file_error(error, "write", target, len(data)) from error
 
 
-def write(target: Path, data: bytes) -> None:
-    """Create or replace ``target`` with ``data`` in one step.
+def write(target: Path, data: bytes, *, sync: bool = True) -> None:
+    """Create or replace ``target`` with ``data`` in one step; ``sync`` makes it survive a power cut.
 
     Raises:
         StoreError: The disk is full or refuses.
     """
     try:
-        with temp_file(target) as (temp, f):
+        with temp_file(target, sync=sync) as (temp, f):
             f.write(data)
-        place(temp, target)
+        place(temp, target, sync=sync)
     except OSError as error:
         raise file_error(error, "write", target, len(data)) from error
 

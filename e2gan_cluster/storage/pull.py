@@ -173,7 +173,7 @@ def _stage(store: ObjectStore, request: PullRequest, items: list[Item], reporter
             if path.relative_to(folder).as_posix() not in item.files:
                 path.unlink()
         check_content(folder, item.manifest, item.files)
-        files.write(folder / MANIFEST, item.manifest.to_json())
+        files.write(folder / MANIFEST, item.manifest.to_json(), sync=False)
 
     for _ in parallel_map(bring, jobs, request.workers):
         pass

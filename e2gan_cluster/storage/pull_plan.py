@@ -1,20 +1,24 @@
 """What a pull has to bring: from names, a channel or a lock to manifests and file names. Changes nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from e2gan_cluster.errors import BaseMismatchError, InputError, IntegrityError
-from e2gan_cluster.storage import bundle, channels, formats, keys, registry
+from e2gan_cluster.errors import BaseMismatchError, InputError, IntegrityError, StoreError
+from e2gan_cluster.storage import bundle, formats, keys, registry
 from e2gan_cluster.storage.adapter_check import check_base_match
-from e2gan_cluster.storage.base import ObjectStore
+from e2gan_cluster.storage.base import ObjectInfo, ObjectStore
+from e2gan_cluster.storage.channels import Channel
 from e2gan_cluster.storage.checks import sha256_of
 from e2gan_cluster.storage.folder import adapter_folder, base_folder
 from e2gan_cluster.storage.formats import PullFormat
 from e2gan_cluster.storage.lock import Lock, Pin
 from e2gan_cluster.storage.manifest import MANIFEST, Manifest
 from e2gan_cluster.storage.parallel import parallel_map
+from e2gan_cluster.storage.pointer_cache import PointerCache
 
+_WORTH_A_LISTING = 50
 BASE_ITEM = "(base)"
 """Name of the base's files in plans and results; no concept is called so."""
 
@@ -93,13 +97,13 @@ def make_plan(store: ObjectStore, request: PullRequest, current: Lock | None) ->
         BaseMismatchError: Adapters of different bases; names both.
         IntegrityError: A damaged manifest.
     """
-    pins = _pins(store, request)
+    pins, embedded = _pins(store, request)
     kept = {} if request.lock or current is None else {c: p for c, p in current.adapters.items() if c not in pins}
     if not pins and not kept:
         raise InputError(
             f"{store.url} has no adapter in channel {request.channel}", "publish one, or name another channel"
         )
-    manifests = _manifests(store, request, {**kept, **pins})
+    manifests = _manifests(store, request, {**kept, **pins}, embedded)
     base_id = request.base_id or (request.lock or current or _NO_LOCK).base_id
     chosen, base_id, skipped = _one_base(manifests, base_id, named=bool(request.concepts or request.lock), kept=kept)
     base = _base_manifest(store, request, current, base_id)
@@ -133,35 +137,69 @@ def _prefix(concept: str, pin: Pin) -> str:
     return keys.adapter_version_prefix(concept, pin.version)
 
 
-def _pins(store: ObjectStore, request: PullRequest) -> dict[str, Pin]:
+def _pins(store: ObjectStore, request: PullRequest) -> tuple[dict[str, Pin], dict[str, bytes]]:
     if request.lock is not None:
         unknown = sorted(set(request.concepts) - set(request.lock.adapters))
         if unknown:
             raise InputError(f"the lock has no adapter {unknown[0]}", "leave the name out, or pull without --lock")
         wanted = request.concepts or tuple(request.lock.adapters)
-        return {concept: request.lock.adapters[concept] for concept in wanted}
-    names = request.concepts or tuple(registry.list_concepts(store, request.channel))
+        return {concept: request.lock.adapters[concept] for concept in wanted}, {}
+    return _read_pins(store, request)
 
-    def pin(name: str) -> tuple[str, Pin]:
+
+def _read_pins(store: ObjectStore, request: PullRequest) -> tuple[dict[str, Pin], dict[str, bytes]]:
+    """Pins of names or of a whole channel, with the manifests that came along."""
+    listed: dict[str, ObjectInfo] = {}
+    if not request.concepts:
+        listed = registry.list_pointers(store, request.channel)
+    elif len(request.concepts) >= _WORTH_A_LISTING:
+        with suppress(StoreError):  # a store that cannot be listed
+            listed = registry.list_pointers(store, request.channel)
+    cache = PointerCache(store.url)
+
+    def pin(name: str) -> tuple[str, Pin, bytes | None]:
         concept, _, ref = name.partition("@")
         try:
             keys.check_name(concept, "concept")
-            channel = channels.read_channel(store, concept, ref or request.channel)
+            channel = _read_channel(store, concept, ref or request.channel, listed if not ref else {}, cache)
         except ValueError as error:
             raise InputError(str(error), "write NAME, NAME@channel or NAME@version") from None
         if channel is not None:
-            return concept, Pin(channel.target.version, channel.target.manifest_sha256)
+            return concept, Pin(channel.target.version, channel.target.manifest_sha256), channel.manifest
         version = registry.resolve(store, concept, ref or request.channel)
-        return concept, Pin(version, sha256_of(registry.read_manifest(store, concept, version).to_json()))
+        data = registry.read_manifest(store, concept, version).to_json()
+        return concept, Pin(version, sha256_of(data)), data
 
-    return dict(parallel_map(pin, names, request.workers))
+    found = list(parallel_map(pin, request.concepts or tuple(listed), request.workers))
+    cache.save()
+    return {concept: pin for concept, pin, _ in found}, {concept: data for concept, _, data in found if data}
 
 
-def _manifests(store: ObjectStore, request: PullRequest, pins: dict[str, Pin]) -> dict[str, Manifest]:
+def _read_channel(
+    store: ObjectStore, concept: str, name: str, listed: Mapping[str, ObjectInfo], cache: PointerCache
+) -> Channel | None:
+    key = keys.adapter_channel(concept, name)
+    etag = listed[concept].etag if concept in listed else ""
+    data = cache.get(key, etag)
+    if data is None:
+        try:
+            data, found_etag = store.get_with_etag(key)
+        except KeyError:
+            return None
+        channel = Channel.parse(data, f"{store.url}/{key}")
+        if etag and etag == found_etag:
+            cache.put(key, etag, data)
+        return channel
+    return Channel.parse(data, f"{store.url}/{key}")
+
+
+def _manifests(
+    store: ObjectStore, request: PullRequest, pins: dict[str, Pin], embedded: Mapping[str, bytes]
+) -> dict[str, Manifest]:
     def read(item: tuple[str, Pin]) -> tuple[str, Manifest]:
         concept, pin = item
         key = _prefix(concept, pin) + MANIFEST
-        data = _local(adapter_folder(request.target, concept) / MANIFEST, pin.manifest_sha256)
+        data = embedded.get(concept) or _local(adapter_folder(request.target, concept) / MANIFEST, pin.manifest_sha256)
         if data is None:
             try:
                 data = store.get(key, sha256=pin.manifest_sha256)

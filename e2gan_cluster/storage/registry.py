@@ -14,7 +14,7 @@ from e2gan_cluster.errors import InputError, IntegrityError, UserError
 from e2gan_cluster.names import did_you_mean
 from e2gan_cluster.storage import bundle, channels, keys
 from e2gan_cluster.storage.adapter_check import Adapter, check_adapter, check_against_base, check_base_match
-from e2gan_cluster.storage.base import ObjectStore
+from e2gan_cluster.storage.base import ObjectInfo, ObjectStore
 from e2gan_cluster.storage.channels import Channel, Target
 from e2gan_cluster.storage.checks import sha256_of
 from e2gan_cluster.storage.manifest import MANIFEST, Manifest, version_id
@@ -115,7 +115,7 @@ def _point(store: ObjectStore, concept: str, channel: str, version: str, manifes
     def choose(current: Channel | None) -> Target | None:
         return None if current and current.target.version == version else target
 
-    channels.move_channel(store, concept, channel, choose)
+    channels.move_channel(store, concept, channel, choose, manifest.to_json())
 
 
 def check_base_in_store(store: ObjectStore, adapter: Adapter, what: str) -> None:
@@ -206,9 +206,14 @@ def _scan(store: ObjectStore) -> dict[str, _Found]:
     return found
 
 
-def list_concepts(store: ObjectStore, channel: str = "latest") -> list[str]:
-    """Names of the concepts that have a channel, from one listing."""
-    return [name for name, found in _scan(store).items() if channel in found.channels]
+def list_pointers(store: ObjectStore, channel: str = "latest") -> dict[str, ObjectInfo]:
+    """Concept -> pointer object of all concepts that have a channel, from one listing."""
+    found: dict[str, ObjectInfo] = {}
+    for info in store.list("adapters/"):
+        parts = info.key.split("/")
+        if len(parts) == 3 and parts[2] == f"{channel}.json":
+            found[parts[1]] = info
+    return found
 
 
 def list_adapters(store: ObjectStore) -> list[AdapterInfo]:

@@ -13,6 +13,12 @@ QUICK = NetworkOptions(
 )  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    """Pulls remember pointers in the user's cache folder: not in that of whoever runs the tests."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture(params=["folder", "s3"])
 def store(request, tmp_path):
     """The same store twice: a folder, and a fresh prefix on SeaweedFS."""
