@@ -76,6 +76,8 @@ class Counter:
     def ended(self, concept: Concept, result: ConceptResult) -> None:
         """Count a final measurement."""
         self.trials, self.seconds = self.trials + 1, self.seconds + result.seconds
+        if len(self.rss_mb) % 20 == 0:
+            print(f"{len(self.rss_mb)} concepts, {self.trials} slots, {self.seconds:.0f} s of trials", flush=True)
         self.rss_mb.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
@@ -99,6 +101,7 @@ def main() -> None:
         run_on_tune(source, make_runner(options.trial_seconds), TuneSettings(options.workers, 0.5))
         wall_s = time.perf_counter() - started
     slots_s = wall_s * options.workers
+    overhead_s = (slots_s - counter.seconds) / counter.trials
     search = config.search
     grid = len(search.rank_multipliers) * len(search.data_sizes) * search.train.images * count
     print(
@@ -109,7 +112,8 @@ def main() -> None:
                 "trial_slots": counter.trials,
                 "wall_s": round(wall_s, 1),
                 "utilisation": round(counter.seconds / slots_s, 3),
-                "overhead_s_per_slot": round((slots_s - counter.seconds) / counter.trials, 3),
+                "overhead_s_per_slot": round(overhead_s, 3),
+                "utilisation_expected_with_30_s_trials": round(30 / (30 + overhead_s), 3),
                 "images_per_concept_in_final_trainings": round(counter.images / count / search.train.images, 2),
                 "images_against_full_grid": round(counter.images / grid, 3),
                 "driver_peak_mb_first_and_last_concept": [round(counter.rss_mb[0]), round(counter.rss_mb[-1])],
