@@ -151,7 +151,7 @@ def lora(
     seconds = time.perf_counter() - started
     metric, files = training.evaluate(1.0), training.files()
     with torch.no_grad():
-        merged = training.model.merge_and_unload()
+        merged = training.model.merge_and_unload().cpu()
     gmacs = 2 * _forward_gmacs(merged, task) * task.cfg.images
     stored = len(files["adapter_model.safetensors"])
     return Cell(metric, seconds, task.cfg.images, gmacs, training.trained_parameters, stored, _latency_ms(merged, task))
@@ -167,6 +167,11 @@ def random_ranks(task: Task) -> Cell:
         ranks[draw.choice(layers)] += 1
         ranks = {name: min(rank, cap_ranks(generator, {name: 10**6})[name]) for name, rank in ranks.items()}
     return lora(task, ranks={name: rank for name, rank in ranks.items() if rank})
+
+
+def all_data(task: Task) -> Cell:
+    """The largest data rung."""
+    return lora(task, size=max(task.data.rungs))
 
 
 def random_data(task: Task) -> Cell:
@@ -186,9 +191,8 @@ def warm_start(task: Task) -> Cell:
     return lora(task, donor=load(task.world.store.get(nearest.adapter_key_prefix + "adapter_model.safetensors")))
 
 
-def rows_of(world: AdaptWorld) -> dict[str, Callable[[Task], Cell]]:
+def rows_of() -> dict[str, Callable[[Task], Cell]]:
     """All rows of the table."""
-    most = max(world.config.search.data_sizes)
     return {
         "pix2pix ResNet-9 from scratch": pix2pix,
         "our generator from scratch": from_scratch,
@@ -197,7 +201,7 @@ def rows_of(world: AdaptWorld) -> dict[str, Callable[[Task], Cell]]:
         "LoRA 1x": partial(lora, multiplier=1),
         "LoRA 4x": partial(lora, multiplier=4),
         "LoRA random ranks": random_ranks,
-        "LoRA all data": partial(lora, size=most),
+        "LoRA all data": all_data,
         "LoRA random data": random_data,
         "LoRA warm start": warm_start,
     }
@@ -216,7 +220,7 @@ def main() -> None:
         world.config, world.store, world.setting.base_id, world.concepts, SilentReporter(), NullTracker(), on_ray=False
     )
     results = {name: result for name, result in results.items() if result.state == "done"}
-    warm, rows = world.warm(), rows_of(world)
+    warm, rows = world.warm(), rows_of()
     cells: dict[str, list[Cell]] = {name: [] for name in rows}
     for concept in (c for c in world.concepts if c.name in results):
         data = warm.concept(concept)

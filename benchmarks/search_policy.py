@@ -13,9 +13,11 @@ import statistics
 from dataclasses import dataclass, replace
 
 from benchmarks.adapt_world import AdaptWorld, add_options, open_world
+from e2gan_cluster.pairs.shards import pairs_digest
 from e2gan_cluster.search.ladder import ConceptLadder, Done, LadderRules, Rung
 from e2gan_cluster.search.records import TrialRecord, TrialSpec
 from e2gan_cluster.search.trial import run_trial
+from e2gan_cluster.search.worker import warm_worker
 
 Grid = dict[Rung, TrialRecord]
 
@@ -33,10 +35,12 @@ class Cost:
 def measure_grid(world: AdaptWorld, name: str) -> Grid:
     """All rungs of a concept, trained to their end."""
     concept = next(c for c in world.concepts if c.name == name)
-    search = world.config.search
+    # A folder of its own: the search itself may have stopped some of these trials early.
+    folder = f"grid-{world.setting.fingerprint(concept, pairs_digest(world.store, world.config, concept))}"
+    sizes = sorted(warm_worker(world.setting).concept(concept).rungs)
     grid = {}
-    for multiplier, size in itertools.product(search.rank_multipliers, search.data_sizes):
-        record = run_trial(world.setting, concept, "policy-grid", TrialSpec(name, multiplier, size))
+    for multiplier, size in itertools.product(world.config.search.rank_multipliers, sizes):
+        record = run_trial(world.setting, concept, folder, TrialSpec(name, multiplier, size))
         grid[Rung(multiplier, size)] = record
         print(f"{name} x{multiplier} n{size}: {record.metric:.4f} in {record.seconds:.0f} s", flush=True)
     return grid
@@ -67,15 +71,12 @@ def main() -> None:
     world = open_world(parser.parse_args())
     grids = [measure_grid(world, concept.name) for concept in world.concepts]
     base = LadderRules.of(world.config.search, available=10**9)
-    sizes = tuple(sorted({rung.size for rung in grids[0]}))
     print(f"\n{len(grids)} concepts, {len(grids[0])} rungs each; full grid = {len(grids[0])} trainings")
     print(f"{'policy':<44}{'trainings':>10}{'trials':>8}{'above best':>12}{'kB':>7}")
     orders, climbs = ("rank-first", "data-first", "joint"), ("up", "target")
     for order, climb, tolerance, margin in itertools.product(orders, climbs, (0.01, 0.02, 0.05), (0.0, 0.05, 0.25)):
-        rules = replace(
-            base, sizes=sizes, mode="ladder", order=order, climb=climb, tolerance=tolerance, stop_margin=margin
-        )
-        costs = [replay(rules, grid) for grid in grids]
+        rules = replace(base, mode="ladder", order=order, climb=climb, tolerance=tolerance, stop_margin=margin)
+        costs = [replay(replace(rules, sizes=tuple(sorted({rung.size for rung in grid}))), grid) for grid in grids]
         name = f"{order} {climb} tolerance {tolerance} margin {margin}"
         print(
             f"{name:<44}{statistics.mean(c.trainings for c in costs):>10.2f}"

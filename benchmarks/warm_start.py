@@ -17,6 +17,7 @@ from safetensors.torch import load
 
 from benchmarks.adapt_world import AdaptWorld, add_options, open_world
 from e2gan_cluster.concepts import Concept
+from e2gan_cluster.pairs.shards import pairs_digest
 from e2gan_cluster.search.records import TrialSpec
 from e2gan_cluster.search.training import AdapterTraining
 from e2gan_cluster.search.worker import WarmWorker
@@ -28,7 +29,8 @@ def trace(
     world: AdaptWorld, warm: WarmWorker, concept: Concept, donor: str | None, tensors: Mapping[str, torch.Tensor] | None
 ) -> tuple[list[tuple[int, float]], dict[str, bytes]]:
     """Metric over images, and the adapter; kept in the store."""
-    prefix = f"bench/warm/{concept.name}/{donor or 'cold'}"
+    search = world.setting.fingerprint(concept, pairs_digest(world.store, world.config, concept))
+    prefix = f"bench/warm/{search}/{concept.name}/{donor or 'cold'}"
     try:
         points = [(int(i), float(m)) for i, m in json.loads(world.store.get(f"{prefix}/curve.json"))]
         return points, {"adapter_model.safetensors": world.store.get(f"{prefix}/adapter_model.safetensors")}
