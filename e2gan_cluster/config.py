@@ -122,7 +122,7 @@ class FiltersConfig(_Section):
     )
     min_direction: Annotated[float, Field(ge=-1, le=1)] | None = Field(
         default=None,
-        description="cosine of a pair's edit direction with its concept's mean, default feature space; empty = off",
+        description="cosine of a pair's edit direction with the mean of its shard, default feature space; empty = off",
     )
     clip_model: str | None = Field(
         default=None, description="folder or hub id of a CLIP model for the three thresholds below"
