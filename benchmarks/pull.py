@@ -128,7 +128,7 @@ def run_timed(command: list[str], text: str = "") -> float:
 
 def main() -> None:
     """Measure and print ratios; every figure is the wall time of a whole process."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--adapters", type=int, default=200)
     parser.add_argument("--adapter-kb", type=int, default=370, help="size of an adapter; FACTS: 0.37 MB fp32")
     parser.add_argument("--base-mb", type=int, default=29)
