@@ -4,8 +4,8 @@ For every choice a base is trained on 4 of 12 reference edits; then one edit of 
 to with LoRA, and held-out LPIPS is printed (the ablation of E2GAN's base concepts). With --quick it only shows that it
 runs.
 
-python benchmarks/base_concepts.py --quick
-python benchmarks/base_concepts.py --images 4000 --adapt-images 600 --seeds 3
+python -m benchmarks.base_concepts --quick
+python -m benchmarks.base_concepts --images 4000 --adapt-images 600 --seeds 3
 """
 
 import argparse
@@ -89,7 +89,8 @@ def _adapt(
     base: Generator, sets: tuple[PairSet, PairSet], encoder: PromptEncoder, options: argparse.Namespace, seed: int
 ) -> float:
     generator = copy.deepcopy(base)
-    model = add_lora(generator, dict.fromkeys(adaptable_layers(generator, PARTS), options.rank), seed=seed)
+    rank: int = options.rank
+    model = add_lora(generator, dict.fromkeys(adaptable_layers(generator, PARTS), rank), seed=seed)
     cfg = TrainConfig(images=options.adapt_images, lr=2e-3, ema_images=250, loss=LossConfig(gan_weight=0))
     state = create_state(model, None, cfg)
     train(state, pair_data([sets[0]], encoder), cfg, seed=seed)

@@ -1,7 +1,7 @@
 """Trains a small base on reference edits and prints held-out L1 and LPIPS over time, against doing nothing.
 
-python benchmarks/base_quality.py --quick
-python benchmarks/base_quality.py --images 6000 --set nets.output=residual --set base.train.lr=5e-4 --out /tmp/grid.png
+python -m benchmarks.base_quality --quick
+python -m benchmarks.base_quality --images 6000 --set nets.output=residual --set base.train.lr=5e-4 --out /tmp/grid.png
 """
 
 import argparse

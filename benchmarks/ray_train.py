@@ -2,8 +2,8 @@
 
 Start-up (Ray, worker group, imports) is left out: speed is taken from the loop's own reports after the first.
 
-python benchmarks/ray_train.py --quick
-python benchmarks/ray_train.py --resolution 128 --width 32 --steps 200
+python -m benchmarks.ray_train --quick
+python -m benchmarks.ray_train --resolution 128 --width 32 --steps 200
 """
 
 import argparse

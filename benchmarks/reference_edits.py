@@ -31,7 +31,7 @@ def _filtered(image_filter: ImageFilter.Filter) -> Edit:
 
 
 _blur, _wide = _filtered(ImageFilter.GaussianBlur(2)), _filtered(ImageFilter.GaussianBlur(3))
-_edges, _mode = _filtered(ImageFilter.FIND_EDGES), _filtered(ImageFilter.ModeFilter(5))
+_edges, _mode = _filtered(ImageFilter.FIND_EDGES()), _filtered(ImageFilter.ModeFilter(5))
 
 
 def _sketch(x: np.ndarray) -> np.ndarray:

@@ -3,8 +3,8 @@
 Plain: fp32, NCHW, two forward passes of the generator (one for each network's update), unfused Adam, gradients of the
 discriminator's weights computed and thrown away in the generator's update, moving average in a Python loop every step.
 
-python benchmarks/train_step.py --quick
-python benchmarks/train_step.py --resolution 128 --width 32 --batch-size 8
+python -m benchmarks.train_step --quick
+python -m benchmarks.train_step --resolution 128 --width 32 --batch-size 8
 """
 
 import argparse

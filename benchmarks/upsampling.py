@@ -1,7 +1,7 @@
 """The three up-samplings of the generator: ONNX Runtime latency, and held-out L1 after the same training.
 
-python benchmarks/upsampling.py --quick
-python benchmarks/upsampling.py --width 64 --latency-resolution 256 --images 4000
+python -m benchmarks.upsampling --quick
+python -m benchmarks.upsampling --width 64 --latency-resolution 256 --images 4000
 """
 
 import argparse

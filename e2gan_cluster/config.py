@@ -218,7 +218,9 @@ class TrainConfig(_Section):
         default="none", description="differentiable augmentation for little data (Zhao et al. 2020)"
     )
     flip: bool = Field(default=True, description="mirror half of the pairs")
-    amp: Literal["off", "bfloat16"] = Field(default="off", description="mixed precision; bfloat16 on GPUs")
+    amp: Literal["auto", "off", "bfloat16"] = Field(
+        default="auto", description="mixed precision: `auto` is bfloat16 where the hardware multiplies it itself"
+    )
     channels_last: bool = Field(default=False, description="NHWC memory layout")
     compile: bool = Field(default=False, description="torch.compile both networks")
     collapse_steps: Positive = Field(

@@ -91,7 +91,8 @@ def representatives(pooled_CD: np.ndarray, count: int, seed: int) -> dict[int, l
     """
     from sklearn.cluster import KMeans
 
-    kmeans = KMeans(count, n_init=10, random_state=seed).fit(pooled_CD)
+    kmeans = KMeans(count, n_init=10, random_state=seed)  # pyright: ignore[reportArgumentType]
+    kmeans.fit(pooled_CD)
     clusters = [np.flatnonzero(kmeans.labels_ == cluster) for cluster in range(count)]
     members: dict[int, list[int]] = {}
     for centre_D, rows in zip(kmeans.cluster_centers_, clusters, strict=True):

@@ -24,4 +24,5 @@ def average_gradients(gradients: list[torch.Tensor]) -> None:
     dist.all_reduce(flat)
     flat.div_(dist.get_world_size())
     parts = flat.split([g.numel() for g in gradients])
-    torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
+    for part, gradient in zip(parts, gradients, strict=True):
+        gradient.copy_(part.view_as(gradient))

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import torch
+import torch._functorch.config as functorch
 
 from e2gan_cluster.config import TrainConfig
 from e2gan_cluster.errors import ConfigError, TrainingError
@@ -175,4 +175,4 @@ def _check(cfg: TrainConfig, workers: Workers, perceptual: Perceptual | None) ->
         raise TrainingError("loss.lpips_weight is set but no perceptual network was given.")
     if cfg.compile:
         # The fake's logits are differentiated twice (for each network): their buffers must survive the first time.
-        torch._functorch.config.donated_buffer = False  # pyright: ignore[reportPrivateImportUsage]
+        functorch.donated_buffer = False

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from e2gan_cluster.nn.losses import discriminator_loss, generator_loss, l1_loss,
 
 def test_one_patch_logit_sees_70_pixels():
     torch.manual_seed(0)
-    net = Discriminator(width=4, text_dim=0)
+    net: Any = Discriminator(width=4, text_dim=0)
     # Instance norm sees the whole image: take it out to see the window of the convolutions alone.
     for i, layer in enumerate(net.scales[0].features):
         if isinstance(layer, torch.nn.InstanceNorm2d):
@@ -15,6 +17,7 @@ def test_one_patch_logit_sees_70_pixels():
     image = torch.zeros(1, 3, 128, 128, requires_grad=True)
     logits = net(torch.zeros(1, 3, 128, 128), image)[0]
     logits[0, 0, 7, 7].backward()
+    assert image.grad is not None
     rows = image.grad.abs().sum(dim=(0, 1, 3)).nonzero()
     assert int(rows.max() - rows.min() + 1) == 70
 
@@ -33,7 +36,7 @@ def test_every_scale_gives_patch_logits_that_depend_on_source_and_prompt(scales)
 
 def test_spectral_norm_bounds_the_gain_of_a_layer():
     torch.manual_seed(0)
-    net = Discriminator(width=8, text_dim=0, spectral_norm=True)
+    net: Any = Discriminator(width=8, text_dim=0, spectral_norm=True)
     for _ in range(30):
         net(torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32))
     weight = net.scales[0].features[0].weight.detach().flatten(1)

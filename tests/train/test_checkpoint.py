@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -18,7 +20,7 @@ def _save(store, images, metric=None, keep=2, note=lambda text: None):
     save_checkpoint(store, PREFIX, tensors, images=images, metric=metric, keep=keep, note=note)
 
 
-def _newest(store, notes=None):
+def _newest(store, notes=None) -> Any:
     return load_newest(store, PREFIX, (notes if notes is not None else []).append)
 
 
@@ -35,7 +37,9 @@ def test_latest_few_and_the_best_are_kept(store):
         _save(store, images, metric)
     kept = sorted(int(info.key.rsplit("/", 1)[1].split(".")[0]) for info in store.list(PREFIX))
     assert kept == [20, 20, 40, 40, 50, 50]
-    assert load_best(store, PREFIX, lambda text: None).images == 20
+    best = load_best(store, PREFIX, lambda text: None)
+    assert best is not None
+    assert best.images == 20
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone", "metadata"])

@@ -1,4 +1,5 @@
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def test_same_seed_twice_gives_the_same_bytes_and_another_seed_does_not():
 
 def test_step_equals_losses_written_out_plainly():
     cfg, data = tiny_config(ema_images=0), tiny_data()
-    state = tiny_state(cfg)
+    state: Any = tiny_state(cfg)
     nn.init.normal_(state.generator.upsample.head[1].weight, std=0.1)
     generator, discriminator = copy.deepcopy(state.generator), copy.deepcopy(state.discriminator)
     batch = _batch(data, cfg)
@@ -76,7 +77,7 @@ def test_step_equals_losses_written_out_plainly():
 
 
 def _gradients(cfg, data, **options) -> list[torch.Tensor]:
-    state = tiny_state(cfg)
+    state: Any = tiny_state(cfg)
     nn.init.normal_(state.generator.upsample.head[1].weight, std=0.1)
     kept: list[torch.Tensor] = []
     train_step(state, _batch(data, cfg, **options), cfg, reduce=lambda grads: kept.extend(g.clone() for g in grads))
@@ -176,7 +177,7 @@ def test_should_stop_ends_the_training():
 
 def test_collapse_alarm_goes_off_after_enough_steps_and_training_goes_on():
     cfg = tiny_config(images=40, collapse_steps=5, lr_disc=1e-9)
-    state = tiny_state(cfg)
+    state: Any = tiny_state(cfg)
     with torch.no_grad():  # a judge that knows real from fake by their brightness
         net = state.discriminator.scales[0]
         for p in net.parameters():
