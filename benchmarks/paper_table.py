@@ -149,12 +149,12 @@ def lora(
     for _ in training.until(1.0):
         pass
     seconds = time.perf_counter() - started
-    metric, files = training.evaluate(1.0), training.files()
+    metric, files, trained = training.evaluate(1.0), training.files(), training.trained_parameters
     with torch.no_grad():
         merged = training.model.merge_and_unload().cpu()
     gmacs = 2 * _forward_gmacs(merged, task) * task.cfg.images
     stored = len(files["adapter_model.safetensors"])
-    return Cell(metric, seconds, task.cfg.images, gmacs, training.trained_parameters, stored, _latency_ms(merged, task))
+    return Cell(metric, seconds, task.cfg.images, gmacs, trained, stored, _latency_ms(merged, task))
 
 
 def random_ranks(task: Task) -> Cell:
@@ -252,8 +252,10 @@ def _print_table(
     )
     print(f"{'':<32}{metric:>16}{'train s':>9}{'images':>8}{'TMACs':>8}{'trained':>10}{'kB':>8}{'ms':>6}")
     for name, row in {**cells, **_references(world, results, warm)}.items():
-        values = [cell.metric for cell in row]
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        seeds = len(row) // len(results)
+        # Cells lie concept by concept: one mean over concepts per seed, and its spread.
+        values = [statistics.mean(cell.metric for cell in row[seed::seeds]) for seed in range(seeds)]
+        spread = statistics.stdev(values) if seeds > 1 else 0.0
 
         def mean(field: str, row: list[Cell] = row) -> float:
             return statistics.mean(float(getattr(cell, field)) for cell in row)
