@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from e2gan_cluster.errors import InputError, IntegrityError
-from e2gan_cluster.storage import canonical
+from e2gan_cluster.storage import canonical, signing
 from e2gan_cluster.storage.checks import sha256_of
 from e2gan_cluster.storage.folder import verify_folder
 from e2gan_cluster.storage.manifest import MANIFEST, FileEntry, Manifest, version_id
@@ -136,6 +136,17 @@ def test_added_missing_and_linked_files_are_found(folder):
     (folder / "README.md").symlink_to(folder.parent / "moved")
     with pytest.raises(IntegrityError, match="symbolic link"):
         verify_folder(folder)
+
+
+def test_without_the_library_signed_manifests_are_read_but_not_trusted(key_file, monkeypatch):
+    manifest = Manifest.build({"a.json": b"{}"}, {}, key_file)
+    trusted = public_key_of(key_file)
+    monkeypatch.setattr(signing, "find_spec", lambda name: None)
+    assert Manifest.parse(manifest.to_json(), "m") == manifest
+    for use in (lambda: Manifest.parse(manifest.to_json(), "m", trusted), lambda: Manifest.build({}, {}, key_file)):
+        with pytest.raises(InputError, match="cryptography") as caught:
+            use()
+        assert "[sign]" in caught.value.fix
 
 
 def test_signatures_bind_the_content_to_a_key(tmp_path, key_file):
