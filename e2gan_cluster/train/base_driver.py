@@ -244,7 +244,7 @@ def _fit(trainer: Any, relay: Any, listener: Listener) -> None:
         ray.get(relay.end.remote())
         raise
     _hand_on(relay, listener)
-    failure: UserError | None = ray.get(relay.failure.remote())  # pyright: ignore[reportAssignmentType]
+    failure: UserError | None = ray.get(relay.failure.remote())
     if failure is not None:
         raise failure
     if outcome and listener.published is None:

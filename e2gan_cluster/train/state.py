@@ -62,7 +62,8 @@ class TrainState:
         if self.ema is None:
             return
         half_life = max(min(half_life_images, RAMP_UP * self.images_seen), 1e-8)
-        weight, params = 1 - 0.5 ** (images / half_life), list(self.g_params.values())
+        weight = 1 - 0.5 ** (images / half_life)
+        params: list[torch.Tensor] = list(self.g_params.values())
         # One call for all tensors: a Python loop over many small ones is slow.
         torch._foreach_lerp_(self.ema, params, weight)  # pyright: ignore[reportPrivateImportUsage]
 
