@@ -15,11 +15,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel, UNet2DConditionOutput
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_instruct_pix2pix import (
+    StableDiffusionInstructPix2PixPipeline,
+)
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from e2gan_cluster.errors import TeacherError
 from e2gan_cluster.text.encoder import PromptEncoder, normalise_tokens, pool_tokens
@@ -193,8 +196,8 @@ def build_unet(
         class_embed_type="projection",
         projection_class_embeddings_input_dim=text_dim,
     )
-    torch.nn.init.zeros_(unet.conv_out.weight)
-    torch.nn.init.zeros_(unet.conv_out.bias)
+    for parameter in unet.conv_out.parameters():
+        torch.nn.init.zeros_(parameter)
     return unet
 
 

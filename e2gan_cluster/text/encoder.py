@@ -132,7 +132,7 @@ class PromptEncoder:
         return tokens_1TD[0], pool_tokens(tokens_1TD)[0]
 
 
-def _load(name: str, source: str) -> tuple[Any, torch.nn.Module]:
+def _load(name: str, source: str) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModel
     from transformers.utils.logging import disable_progress_bar
 

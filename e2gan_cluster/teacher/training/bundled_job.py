@@ -54,7 +54,8 @@ def train_bundled(
     build_cache(photos, cache, crops)
     sampler = TripleSampler(cache, load_wordings(catalogue), loop.seed)
     torch.manual_seed(loop.seed)
-    unet = build_unet(channels).to(device)
+    unet = build_unet(channels)
+    torch.nn.Module.to(unet, device)
     trainer = Trainer(unet, loop)
     log.info(
         "%d concepts, %d compositions trained, %d crops, %.2f M parameters",

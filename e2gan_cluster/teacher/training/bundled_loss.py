@@ -23,10 +23,12 @@ class LossConfig:
     """Weights of the terms over the run's progress (0 to 1).
 
     Attributes:
-        gradient_weight: Of the L1 distance between image gradients, full from `gradient_from` + 0.1.
+        gradient_weight: Of the L1 distance between image gradients, full from `gradient_from` + 0.1, half from
+            `late_from`: it asks for strokes in the exact place, which blurs them where the place can't be known.
         gradient_from: Progress at which the gradient term starts.
-        perceptual_weight: Of the perceptual distance, on predictions from any noise level.
+        perceptual_weight: Of the perceptual distance, on predictions from any noise level; double from `late_from`.
         perceptual_from: Progress at which the perceptual term starts.
+        late_from: Progress at which texture counts more than place.
         widen_until: Progress at which the noise levels have their final spread.
         own_draft_share: Share of the rows below pure noise that start from the network's own draft.
         own_draft_from: Progress at which they begin.
@@ -36,6 +38,7 @@ class LossConfig:
     gradient_from: float = 0.15
     perceptual_weight: float = 0.6
     perceptual_from: float = 0.2
+    late_from: float = 0.5
     widen_until: float = 0.4
     own_draft_share: float = 0.5
     own_draft_from: float = 0.2
@@ -144,15 +147,18 @@ class BundledLoss:
     def distance(self, predicted_BCHW: torch.Tensor, target_BCHW: torch.Tensor, progress: float) -> torch.Tensor:
         """L1, then also gradients, then also the perceptual distance."""
         config = self.config
+        late = 2.0 if progress >= config.late_from else 1.0
         loss = F.l1_loss(predicted_BCHW, target_BCHW)
         gradient_ramp = min(1.0, max(0.0, (progress - config.gradient_from) / 0.1))
         if gradient_ramp > 0:
-            loss = loss + config.gradient_weight * gradient_ramp * gradient_distance(predicted_BCHW, target_BCHW)
+            weight = config.gradient_weight * gradient_ramp / late
+            loss = loss + weight * gradient_distance(predicted_BCHW, target_BCHW)
         if self.perceptual is not None and progress >= config.perceptual_from:
             # On half of the batch: a third of the cost of the network otherwise, for the same expected gradient.
             half = (len(predicted_BCHW) + 1) // 2
-            perceptual_B = self.perceptual(predicted_BCHW[:half], target_BCHW[:half])
-            loss = loss + config.perceptual_weight * perceptual_B.mean()
+            with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.bf16):
+                perceptual_B = self.perceptual(predicted_BCHW[:half], target_BCHW[:half])
+            loss = loss + config.perceptual_weight * late * perceptual_B.float().mean()
         return loss
 
     def _tensor(self, images: list[np.ndarray]) -> torch.Tensor:

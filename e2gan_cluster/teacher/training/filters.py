@@ -4,11 +4,13 @@ Every filter takes and gives a float32 image [H, W, 3] in [0, 1] and is determin
 128-px photo; screens (halftone, engraving, scan lines) have a period of 4 px, the fold of the bundled teacher.
 """
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Image = NDArray[np.float32]
+Image = NDArray[np.floating[Any]]
 
 # Edits run beside the network on the same cores; threads of their own would fight with it.
 cv2.setNumThreads(1)

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
-from diffusers import StableDiffusionInstructPix2PixPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_instruct_pix2pix import (
+    StableDiffusionInstructPix2PixPipeline,
+)
 from PIL import Image
 
 from e2gan_cluster.errors import InputError, TeacherError
@@ -231,7 +232,7 @@ def _read_shard(path: Path) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} can't be read: {error}", fix="Make the shard again.") from error
     if "status" in table.column_names:
-        table = table.filter(pc.equal(table["status"], "ok"))
+        table = table.filter(pa.array([status == "ok" for status in table["status"].to_pylist()], pa.bool_()))
     return table.select(list(COLUMNS))
 
 

@@ -95,7 +95,8 @@ class Trainer:
         """Moves the average towards the weights; early on it follows faster."""
         self.state.ema_updates += 1
         keep = min(self.config.ema_decay, self.state.ema_updates / (self.state.ema_updates + 9))
-        torch._foreach_lerp_(list(self.ema.values()), [p.detach() for p in self.params.values()], 1 - keep)
+        for name, param in self.params.items():
+            self.ema[name].lerp_(param.detach(), 1 - keep)
 
     def save(self, folder: Path) -> None:
         """Writes the checkpoint under a temporary name and renames it."""

@@ -18,7 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionInstructPix2PixPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_instruct_pix2pix import (
+    StableDiffusionInstructPix2PixPipeline,
+)
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
@@ -86,7 +88,7 @@ class LpipsEmbedding(Lpips):
         parts = []
         for head, taps_BCHW in zip(self.heads, self._taps(images_BCHW), strict=True):
             unit = torch.nn.functional.normalize(taps_BCHW, dim=1, eps=1e-10)
-            weight = head.weight.clamp_min(0).sqrt().reshape(1, -1, 1, 1)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+            weight = head.weight.clamp_min(0).sqrt().reshape(1, -1, 1, 1)  # pyright: ignore[reportCallIssue]
             area = taps_BCHW.shape[-1] * taps_BCHW.shape[-2]
             parts.append((unit * weight / area**0.5).flatten(1))
         return torch.cat(parts, dim=1)
@@ -232,7 +234,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--weights", type=Path, default=BUNDLED_DIR, help="folder of the network (default: bundled)")
     parser.add_argument("--catalogue", type=Path, default=Path("configs/concepts/bundled.yaml"))
     parser.add_argument("--tasks", choices=("single", "unseen", "composed"), default="single")
-    parser.add_argument("--every", type=int, default=1, help="use every n-th photo")
+    parser.add_argument("--start", type=int, default=0, help="index of the first photo")
+    parser.add_argument("--every", type=int, default=1, help="use every n-th photo from there")
     parser.add_argument("--steps", type=int, default=BUNDLED_DEFAULTS.steps)
     parser.add_argument("--guidance-scale", type=float, default=BUNDLED_DEFAULTS.guidance_scale)
     parser.add_argument("--sheet", type=Path, help="write a contact sheet of 8 photos (.jpg or .png)")
@@ -245,11 +248,11 @@ def main(argv: list[str] | None = None) -> None:
     pipe = assemble_pipeline(unet, PromptEncoder("minilm"))
     photos = list_photos(args.photos)
     if not args.no_report:
-        report = measure(pipe, photos[:: args.every], tasks, settings)
+        report = measure(pipe, photos[args.start :: args.every], tasks, settings)
         sys.stdout.write(json.dumps(asdict(report), indent=1) + "\n")
     if args.sheet:
         sheet = contact_sheet(pipe, photos[:: max(1, len(photos) // 8)][:8], tasks, settings)
-        sheet.save(args.sheet, **({"quality": 80} if args.sheet.suffix == ".jpg" else {}))
+        sheet.save(args.sheet, quality=80)
 
 
 if __name__ == "__main__":

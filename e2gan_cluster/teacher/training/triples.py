@@ -24,6 +24,11 @@ log = logging.getLogger(__name__)
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 CACHE_SIDE_PX = 160
 
+# Edits of structure take longer to learn than edits of tone: drawn twice as often.
+SLOW_TO_LEARN = frozenset(
+    (*edits.SLOW_EDITS, "anaglyph-3d", "campaign-poster", "ink-drawing", "motion-blur", "out-of-focus", "pixel-art")
+)
+
 SETTING_PHRASES: dict[str, tuple[str, ...]] = {
     "golden-hour": ("in golden evening light", "in warm golden hour light", "lit by a low golden sun"),
     "moonlit-night": ("on a moonlit night", "at night in the moonlight", "on a dark blue night"),
@@ -163,8 +168,7 @@ class TripleSampler:
         self.photos = _only(folder, "photos")
         self.slow = {name: _only(folder, name) for name in edits.SLOW_EDITS}
         self.prompts = {concept.name: concept.prompts for concept in concepts}
-        # The edit networks change structure, which takes longer to learn than tones: drawn twice as often.
-        self.names = [name for name in self.prompts for _ in range(2 if name in edits.SLOW_EDITS else 1)]
+        self.names = [name for name in self.prompts for _ in range(2 if name in SLOW_TO_LEARN else 1)]
         looks = [look for look in edits.LOOKS if look in self.prompts]
         self.compositions = [(lk, st) for lk in looks for st in edits.SETTINGS if not is_held_out(lk, st)]
         self.seed, self.size_px = seed, size_px
