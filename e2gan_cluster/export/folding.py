@@ -78,6 +78,7 @@ class OneEffect(nn.Module):
         super().__init__()
         self.generator = generator
         self.register_buffer("text_BTD", torch.from_numpy(text_BTD))
+        self.eval()
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Edits ``image``."""
@@ -94,6 +95,7 @@ class HalfPrecision(nn.Module):
     def __init__(self, effect: OneEffect) -> None:
         super().__init__()
         self.effect = copy.deepcopy(effect).half()
+        self.eval()
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Edits ``image``."""

@@ -1,5 +1,6 @@
 """Bundles of every past format version keep loading and keep their pixels."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +46,6 @@ def test_old_peft_files_can_be_exported_again(version: str):
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_old_bundles_still_refuse_another_base(version: str, tmp_path: Path):
-    import shutil
-
     root = shutil.copytree(GOLDEN / version, tmp_path / version)
     rewrite(root, "oil", {}, base_id="ffffffffffff")
     with pytest.raises(BaseMismatchError, match="base ffffffffffff"):
