@@ -11,7 +11,7 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -176,7 +176,7 @@ class RayPool:
             dataset = ray.data.from_items(
                 [{"spec": spec.to_json()} for spec in specs], override_num_blocks=len(specs)
             ).map_batches(
-                ShardWorker,  # pyright: ignore[reportArgumentType]
+                ShardWorker,
                 batch_size=1,
                 num_cpus=pairs.worker_cpus,
                 num_gpus=pairs.worker_gpus or None,
@@ -188,7 +188,8 @@ class RayPool:
                 fn_constructor_args=(self._config, self._concepts, self._store_url, self._gate),
             )
             # Closed at once where the caller stops early, so that no actor goes on working.
-            with closing(iter(dataset.iter_rows())) as rows:
+            rows = cast(Generator[dict[str, Any]], iter(dataset.iter_rows()))
+            with closing(rows):
                 for row in rows:
                     yield ShardReport.from_json(row["report"])
 

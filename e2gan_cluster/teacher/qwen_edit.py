@@ -112,7 +112,7 @@ class QwenEditTeacher:
 
 def _image_processor(cfg: TeacherConfig) -> Any:
     try:
-        options = {"revision": cfg.revision} if cfg.revision else {}
+        options: dict[str, Any] = {"revision": cfg.revision} if cfg.revision else {}
         return Qwen2VLImageProcessorPil.from_pretrained(
             cfg.model, subfolder="processor", local_files_only=Path(cfg.model).is_dir(), **options
         )
