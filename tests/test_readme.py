@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.core import TyperGroup
 
 from e2gan_cluster.cli import COMMANDS, load_command
 from e2gan_cluster.storage import open_store
@@ -54,7 +55,7 @@ def test_every_e2gan_command_and_option_of_the_readme_exists() -> None:
     for words in calls:
         assert words[1] in COMMANDS, words
         command = load_command(words[1])
-        if hasattr(command, "commands") and len(words) > 2 and not words[2].startswith("-"):
+        if isinstance(command, TyperGroup) and len(words) > 2 and not words[2].startswith("-"):
             command = command.commands[words[2]]
         known = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in words if word.startswith("-")} <= known, words

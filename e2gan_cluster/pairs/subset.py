@@ -60,7 +60,8 @@ def _grow(features_ND: np.ndarray, kept: list[int], size: int, seed: int) -> lis
 def _centres(features_ND: np.ndarray, count: int, seed: int) -> np.ndarray:
     from sklearn.cluster import KMeans
 
-    return KMeans(count, n_init=1, random_state=seed, init="k-means++").fit(features_ND).cluster_centers_
+    # One start (n_init "auto" with k-means++): the subset must not cost more than a trial.
+    return KMeans(count, n_init="auto", random_state=seed).fit(features_ND).cluster_centers_
 
 
 def _nearest(points_KD: np.ndarray, others_MD: np.ndarray) -> np.ndarray:
