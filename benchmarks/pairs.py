@@ -206,23 +206,26 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the sections and prints one JSON object."""
+    """Runs the sections."""
     args = arguments(argv)
     sys.path.insert(0, str(ROOT))
     os.environ["PYTHONPATH"] = str(ROOT)
     if args.noop_run:
         noop_run(args.noop_run[0], Path(args.noop_run[1]), int(args.noop_run[2]))
         return
-    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if "stock" in args.sections:
-            found["stock"] = bench_stock(args)
+            report("stock", bench_stock(args))
         if {"ray", "workers"} & set(args.sections):
-            found["ray"] = bench_ray(args, folder)
+            report("ray", bench_ray(args, folder))
         if "noop" in args.sections:
-            found["noop"] = bench_noop(args, folder)
-    print(json.dumps(found, indent=1))
+            report("noop", bench_noop(args, folder))
+
+
+def report(section: str, found: dict[str, float]) -> None:
+    """One JSON line per section, as soon as it is measured."""
+    print(json.dumps({section: {name: round(value, 3) for name, value in found.items()}}), flush=True)
 
 
 if __name__ == "__main__":
