@@ -218,7 +218,7 @@ class TrainConfig(_Section):
         default="none", description="differentiable augmentation for little data (Zhao et al. 2020)"
     )
     flip: bool = Field(default=True, description="mirror half of the pairs")
-    amp: Literal["auto", "off", "bfloat16"] = Field(
+    amp: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="mixed precision: `auto` is bfloat16 where the hardware multiplies it itself"
     )
     channels_last: bool = Field(default=False, description="NHWC memory layout")

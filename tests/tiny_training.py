@@ -29,7 +29,7 @@ def tiny_data(num_pairs: int = 12, concepts: int = 2, side: int = 32, seed: int 
 def tiny_config(**options) -> TrainConfig:
     loss = options.pop("loss", LossConfig(l1_weight=10))
     return TrainConfig(
-        **{"images": 48, "batch_size": 4, "loss": loss, "amp": "off", "ema_interval": 2, "ema_images": 20} | options
+        **{"images": 48, "batch_size": 4, "loss": loss, "amp": "float32", "ema_interval": 2, "ema_images": 20} | options
     )
 
 

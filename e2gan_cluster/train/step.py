@@ -209,7 +209,7 @@ def _culprits(state: TrainState, batch: Batch) -> str:
 
 
 def _autocast(state: TrainState, cfg: TrainConfig) -> AbstractContextManager[object]:
-    if cfg.amp == "off" or (cfg.amp == "auto" and not _fast_bfloat16(state.device.type)):
+    if cfg.amp == "float32" or (cfg.amp == "auto" and not _fast_bfloat16(state.device.type)):
         return nullcontext()
     return torch.autocast(state.device.type, dtype=torch.bfloat16)
 
