@@ -50,7 +50,7 @@ from e2gan_cluster.export.graph import (
     with_effect,
 )
 from e2gan_cluster.export.parity import Parity, Probe, measure, reasons_to_drop, require_exact
-from e2gan_cluster.export.runtime import check_format_version
+from e2gan_cluster.export.runtime import check_format_version, run_graph
 
 MAX_ERROR = 2e-3
 
@@ -220,7 +220,7 @@ def check_base_export(
     for name, path in export.files.items():
         session = open_session(path)
         feed = feeds[name]
-        found[name] = measure(lambda x, s=session, f=feed: s.run([names.EDITED], {names.IMAGE: x, **f})[0], probe)
+        found[name] = measure(lambda x, s=session, f=feed: run_graph(s, {names.IMAGE: x, **f}), probe)
         require_exact(name, found[name], max_error)
     return found
 
@@ -314,7 +314,7 @@ def _make_adapter(job: _Job, result: ExportResult) -> None:
     adapter.Load(str(path))
     options = ort.RunOptions()
     options.add_active_adapter(adapter)
-    _keep_exact(job, result, path, lambda x: session.run([names.EDITED], {names.IMAGE: x}, options)[0])
+    _keep_exact(job, result, path, lambda x: run_graph(session, {names.IMAGE: x}, options))
 
 
 def _make_required_inputs(job: _Job, result: ExportResult) -> None:
@@ -322,7 +322,7 @@ def _make_required_inputs(job: _Job, result: ExportResult) -> None:
     tensors = effect_tensors(job.factors, job.tokens_TD, job.base_export.layers)
     save_file(tensors, path, {names.META_FORMAT: str(names.FORMAT_VERSION), names.META_BASE: job.base_export.base_id})
     session = open_session(job.base_export.files[names.BASE_INPUTS_ONNX])
-    _keep_exact(job, result, path, lambda x: session.run([names.EDITED], {names.IMAGE: x, **tensors})[0])
+    _keep_exact(job, result, path, lambda x: run_graph(session, {names.IMAGE: x, **tensors}))
 
 
 def _make_merged(job: _Job, result: ExportResult) -> None:
@@ -397,7 +397,7 @@ def write_onnx_adapter(tensors: Mapping[str, np.ndarray], base_id: str, path: Pa
     adapter.set_model_version(names.model_version(base_id))
     values = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in sorted(tensors.items())}
     adapter.set_parameters(values)
-    adapter.export_adapter(str(path))
+    adapter.export_adapter(str(path))  # pyright: ignore[reportArgumentType]
     return path
 
 
@@ -419,7 +419,7 @@ def open_session(path: Path, threads: int = 1) -> ort.InferenceSession:
 def runner(path: Path, threads: int = 1) -> Callable[[np.ndarray], np.ndarray]:
     """A function that runs a file whose only input is the image."""
     session = open_session(path, threads)
-    return lambda x: np.asarray(session.run([names.EDITED], {names.IMAGE: x})[0])
+    return lambda x: run_graph(session, {names.IMAGE: x})
 
 
 def _check_fit(base_export: BaseExport, files: Mapping[str, bytes], factors: Mapping[str, Factors]) -> None:

@@ -32,7 +32,7 @@ def to_int8(merged: Path, target: Path, photos: Sequence[np.ndarray], keep_float
         def __init__(self) -> None:
             self.rows: Iterator[np.ndarray] = iter(photos)
 
-        def get_next(self) -> dict[str, np.ndarray] | None:
+        def get_next(self) -> dict[str, np.ndarray] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
             photo = next(self.rows, None)
             return None if photo is None else {IMAGE: photo}
 

@@ -32,10 +32,11 @@ _PREFERENCE: tuple[names.Format, ...] = (
 
 # File of the effect and file of the base (empty: none), for each format; the first that is there is taken.
 _FILES: dict[names.Format, tuple[tuple[str, str], ...]] = {
-    fmt: ((name, ""),) for fmt, name in names.FORMAT_FILES.items() if fmt.startswith("merged")
-} | {
     "onnx-adapter": ((names.FORMAT_FILES["onnx-adapter"], names.BASE_ONNX),),
     "required-inputs": ((names.FORMAT_FILES["required-inputs"], names.BASE_INPUTS_ONNX),),
+    "merged": ((names.FORMAT_FILES["merged"], ""),),
+    "merged-fp16": ((names.FORMAT_FILES["merged-fp16"], ""),),
+    "merged-int8": ((names.FORMAT_FILES["merged-int8"], ""),),
     "ort": ((names.FORMAT_FILES["onnx-adapter"], names.BASE_ORT), (names.FORMAT_FILES["ort"], "")),
     "coreml": (),
 }
@@ -218,7 +219,7 @@ class AdapterEffect:
         self._graph = graph
         try:
             # Its values live in this object's memory.
-            form = ort.AdapterFormat.read_adapter(str(path))
+            form = ort.AdapterFormat.read_adapter(str(path))  # pyright: ignore[reportArgumentType]
             shapes = {name: tuple(value.shape()) for name, value in form.get_parameters().items()}
             self._adapter = ort.LoraAdapter()
             self._adapter.Load(str(path))
@@ -246,7 +247,7 @@ class AdapterEffect:
 
     def run(self, image_1CHW: np.ndarray) -> np.ndarray:
         """Edits a float32 image in [-1, 1]."""
-        return np.asarray(self._graph.session.run([names.EDITED], {names.IMAGE: image_1CHW}, self._options)[0])
+        return run_graph(self._graph.session, {names.IMAGE: image_1CHW}, self._options)
 
 
 class InputsEffect:
@@ -287,7 +288,7 @@ class InputsEffect:
 
     def run(self, image_1CHW: np.ndarray) -> np.ndarray:
         """Edits a float32 image in [-1, 1]."""
-        return np.asarray(self._graph.session.run([names.EDITED], {names.IMAGE: image_1CHW, **self._tensors})[0])
+        return run_graph(self._graph.session, {names.IMAGE: image_1CHW, **self._tensors})
 
 
 class MergedEffect:
@@ -307,7 +308,14 @@ class MergedEffect:
 
     def run(self, image_1CHW: np.ndarray) -> np.ndarray:
         """Edits a float32 image in [-1, 1]."""
-        return np.asarray(self._graph.session.run([names.EDITED], {names.IMAGE: image_1CHW})[0])
+        return run_graph(self._graph.session, {names.IMAGE: image_1CHW})
+
+
+def run_graph(
+    session: ort.InferenceSession, feeds: Mapping[str, np.ndarray], options: ort.RunOptions | None = None
+) -> np.ndarray:
+    """Output ``edited`` of a graph."""
+    return np.asarray(session.run([names.EDITED], dict(feeds), options)[0])
 
 
 def check_format_version(version: int, path: Path) -> None:

@@ -21,7 +21,7 @@ FORMATS = ("onnx-adapter", "required-inputs", "merged", "merged-fp16", "merged-i
 
 @dataclass(frozen=True)
 class Base:
-    generator: nn.Module
+    generator: Generator
     base_id: str = BASE_ID
 
 
@@ -59,7 +59,6 @@ def make_adapter(base: Base, seed: int, base_id: str = BASE_ID) -> Adapter:
         if "lora_B" in name:
             parameter.data.normal_(std=0.1, generator=rng)
     dim = base.generator.text_dim
-    assert isinstance(dim, int)
     tokens_TD = np.zeros((24, dim), np.float32)
     tokens_TD[: 4 + seed] = np.random.default_rng(seed).standard_normal((4 + seed, dim))
     return Adapter(save_adapter(model, base_id), tokens_TD, model.eval())
