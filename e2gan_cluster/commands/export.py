@@ -44,10 +44,11 @@ def export(
     from e2gan_cluster.config_io import load_config
     from e2gan_cluster.export.local import Exporter
     from e2gan_cluster.progress import make_reporter
-    from e2gan_cluster.storage.registry import list_concepts
+    from e2gan_cluster.storage.registry import list_adapters
 
     batch = peek_batch(load_config(config, settings or ()))
-    names = concept or list_concepts(batch.store, batch.config.publish.channel)
+    channel = batch.config.publish.channel
+    names = concept or [info.concept for info in list_adapters(batch.store) if channel in info.channels]
     if not names:
         raise InputError(f"{batch.store.url} has no published adapter", "run the batch first: e2gan run")
     chosen = [_format(name) for name in formats or batch.config.publish.formats]
