@@ -150,6 +150,11 @@ def test_a_split_depends_on_content_alone_and_has_the_asked_share():
     assert set(heldout) <= {i for i in ids if split_of(i, 0.4) == "heldout"}
 
 
+def test_the_first_photos_in_hash_order_are_not_of_one_split():
+    ids = sorted(source_id(str(i).encode()) for i in range(2000))[:400]
+    assert 60 < sum(split_of(i, 0.25) == "heldout" for i in ids) < 140
+
+
 def test_crop_zero_is_the_centre_and_others_repeat_by_photo_and_number():
     image_HWC = np.random.default_rng(3).integers(0, 255, (60, 90, 3), dtype=np.uint8)
     name = source_id(b"photo")

@@ -179,5 +179,5 @@ def test_the_bundled_photos_are_small_credited_and_split_as_documented():
     photos = [load_photo(ref, 64) for ref in refs]
     assert {photo.status for photo in photos} == {"ok"}
     assert max(min(p.image_HWC.shape[:2]) for p in photos if p.image_HWC is not None) <= 384
-    assert [split_of(p.source_id, 0.25) for p in photos].count("heldout") == 16
+    assert [split_of(p.source_id, 0.25) for p in photos].count("heldout") == 17
     assert source_id(read_photo(refs[0])) == photos[0].source_id
