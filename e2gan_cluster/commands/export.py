@@ -51,7 +51,7 @@ def export(
     names = concept or [info.concept for info in list_adapters(batch.store) if channel in info.channels]
     if not names:
         raise InputError(f"{batch.store.url} has no published adapter", "run the batch first: e2gan run")
-    chosen = [_format(name) for name in formats or batch.config.publish.formats]
+    chosen = [_format(name) for name in formats] if formats else list(batch.config.publish.formats)
     reporter = make_reporter(log_format)
     exporter = Exporter(batch.store, batch.config.publish, out, _heldout_photos(batch.config))
     reporter.start("export", len(names), "concepts")
@@ -109,7 +109,8 @@ def edit(
 def _format(name: str) -> "Format":
     from e2gan_cluster.export.names import FORMAT_FILES
 
-    for fmt in FORMAT_FILES:
+    known: list[Format] = list(FORMAT_FILES)
+    for fmt in known:
         if fmt == name:
             return fmt
     raise InputError(f"--format {name} is not known", f"choose among {', '.join(FORMAT_FILES)}")
