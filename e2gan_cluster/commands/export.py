@@ -51,7 +51,7 @@ def export(
     names = concept or [info.concept for info in list_adapters(batch.store) if channel in info.channels]
     if not names:
         raise InputError(f"{batch.store.url} has no published adapter", "run the batch first: e2gan run")
-    chosen = [_format(name) for name in formats] if formats else list(batch.config.publish.formats)
+    chosen: list[Format] = [_format(name) for name in formats] if formats else list(batch.config.publish.formats)
     reporter = make_reporter(log_format)
     exporter = Exporter(batch.store, batch.config.publish, out, _heldout_photos(batch.config))
     reporter.start("export", len(names), "concepts")
