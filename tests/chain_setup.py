@@ -1,6 +1,7 @@
 """A whole run in seconds: a fake editor, tiny networks, every stage real."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -60,7 +61,14 @@ def start(*arguments: str, log: Path, **env: str) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "e2gan_cluster.cli", *arguments]
     with log.open("ab") as stream:
         return subprocess.Popen(
-            command, env=environment(**env), cwd=ROOT, stdout=stream, stderr=stream, start_new_session=True
+            command,
+            env=environment(**env),
+            cwd=ROOT,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+            # A test run started in the background ignores Ctrl-C, and children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
 

@@ -20,6 +20,8 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Ray gives a worker of one CPU one thread; sums in another order would be other bytes.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
 # Ray workers inherit it and would compile every module again at each start.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -71,8 +71,14 @@ class Cluster:
 
     def start_worker(self, num_cpus: int, resources: str = "{}") -> Node:
         """Start one more node."""
+        name = f"w{len(self.nodes)}"
+        # A folder of its own, as on a machine of its own: a dying node clears up in its folder.
         return self._start(
-            f"worker{len(self.nodes)}", f"--address={self.gcs}", f"--num-cpus={num_cpus}", f"--resources={resources}"
+            name,
+            f"--address={self.gcs}",
+            f"--num-cpus={num_cpus}",
+            f"--resources={resources}",
+            f"--temp-dir={self.folder / name}",
         )
 
     def _start(self, name: str, *arguments: str) -> Node:

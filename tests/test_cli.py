@@ -155,7 +155,10 @@ def test_a_signal_unwinds_and_sets_the_usual_exit_code(tmp_path, number, code):
         "sys.argv = ['e2gan', 'doctor']\n"
         "cli.main()\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path)
+    # A test run started in the background ignores Ctrl-C, and children inherit that.
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=tmp_path, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    )
     deadline = time.monotonic() + 60
     while not (tmp_path / "started").exists() and time.monotonic() < deadline:
         time.sleep(0.05)

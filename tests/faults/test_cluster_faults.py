@@ -37,7 +37,7 @@ def send_with_rays_own_command(cluster: Cluster, run_file: Path) -> str:
     return f"batch-{cluster.dashboard}"
 
 
-def wait_for(condition, what: str, timeout_s: float = 240) -> None:
+def wait_for(condition, what: str, timeout_s: float = 400) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"timed out waiting for {what}"
