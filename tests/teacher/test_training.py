@@ -34,6 +34,7 @@ from e2gan_cluster.teacher.training.loop import LoopConfig, Trainer, train
 from e2gan_cluster.teacher.training.measure import LpipsEmbedding, contact_sheet, measure, single_tasks
 from e2gan_cluster.teacher.training.triples import (
     SETTING_PHRASES,
+    TripleFeed,
     TripleSampler,
     build_cache,
     is_held_out,
@@ -160,14 +161,24 @@ def test_the_catalogue_has_every_reference_edit_with_at_least_three_wordings() -
 
 def test_draws_depend_on_images_seen_only_and_never_on_left_out_compositions(cache: Path) -> None:
     concepts = load_wordings(shipped_catalogue("bundled"))
-    sampler = TripleSampler(cache, concepts, seed=3, size_px=32)
-    first, again = sampler.draw(640, 8), TripleSampler(cache, concepts, seed=3, size_px=32).draw(640, 8)
+    sampler = TripleSampler(cache, concepts, seed=3)
+    first, again = sampler.draw(640, 8), TripleSampler(cache, concepts, seed=3).draw(640, 8)
     assert [t.prompt for t in first] == [t.prompt for t in again]
     assert all(np.array_equal(a.edited, b.edited) for a, b in zip(first, again, strict=True))
     drawn = {triple.edit for seen in range(0, 4000, 16) for triple in sampler.draw(seen, 2)}
     composed = [name.split("+") for name in drawn if "+" in name]
     assert len(composed) > 20
     assert not any(is_held_out(look, setting) for look, setting in composed)
+
+
+def test_batches_drawn_ahead_by_other_processes_are_the_same_also_after_a_jump(cache: Path) -> None:
+    sampler = TripleSampler(cache, load_wordings(shipped_catalogue("bundled")), seed=3)
+    alone, ahead = TripleFeed(sampler, batch_size=2), TripleFeed(sampler, batch_size=2, workers=2)
+    for images_seen in (640, 642, 644, 100, 102):
+        expected, batch = alone(images_seen), ahead(images_seen)
+        assert batch.prompts == expected.prompts
+        assert torch.equal(batch.edits_BHWC, expected.edits_BHWC)
+    assert [t.prompt for t in sampler.draw(100, 2)] == alone(100).prompts
 
 
 def test_the_composed_catalogue_uses_the_phrases_of_training() -> None:

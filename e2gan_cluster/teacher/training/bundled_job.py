@@ -12,7 +12,7 @@ import torch
 from e2gan_cluster.teacher.bundled import build_scheduler, build_unet
 from e2gan_cluster.teacher.training.bundled_loss import BundledLoss, LossConfig
 from e2gan_cluster.teacher.training.loop import LoopConfig, LoopState, Trainer, train
-from e2gan_cluster.teacher.training.triples import TripleSampler, build_cache, load_wordings
+from e2gan_cluster.teacher.training.triples import CROPS, TripleFeed, TripleSampler, build_cache, load_wordings
 from e2gan_cluster.text.encoder import PromptEncoder
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,8 @@ def train_bundled(
     loss: LossConfig | None = None,
     cache: Path | None = None,
     channels: tuple[int, ...] = CHANNELS,
-    crops: int = 3,
+    crops: int = CROPS,
+    workers: int = 0,
     device: str = "cpu",
     bf16: bool = True,
 ) -> LoopState:
@@ -42,6 +43,7 @@ def train_bundled(
         cache: Folder of the slow reference edits; None puts it into `out`.
         channels: Width of the network's levels.
         crops: Crops of each photo in the cache.
+        workers: Processes that make edits; 0 = none beside this one.
         device: cpu or cuda.
         bf16: Compute the network in bf16; the weights stay float32.
 
@@ -51,7 +53,7 @@ def train_bundled(
     loss = loss or LossConfig()
     torch.set_flush_denormal(True)
     cache = cache or out / "cache"
-    build_cache(photos, cache, crops)
+    build_cache(photos, cache, crops, workers=max(1, workers))
     sampler = TripleSampler(cache, load_wordings(catalogue), loop.seed)
     torch.manual_seed(loop.seed)
     unet = build_unet(channels)
@@ -67,9 +69,8 @@ def train_bundled(
     loss_of = BundledLoss(
         unet,
         build_scheduler().alphas_cumprod,
-        sampler,
+        TripleFeed(sampler, loop.batch_size, workers),
         PromptEncoder("minilm"),
-        loop.batch_size,
         loss,
         perceptual=_perceptual(device) if loss.perceptual_weight > 0 else None,
         device=device,

@@ -7,12 +7,11 @@ starts there and widens to the middle levels that the later steps of a sampler v
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
 from e2gan_cluster.teacher.bundled import PromptPooledUNet, fold_pixels, unfold_pixels
-from e2gan_cluster.teacher.training.triples import TripleSampler
+from e2gan_cluster.teacher.training.triples import TripleBatch
 from e2gan_cluster.text.encoder import PromptEncoder
 
 PURE_NOISE_T = 999
@@ -76,9 +75,8 @@ class BundledLoss:
     Args:
         unet: Trained in place.
         alphas_cumprod: Of the scheduler; the last is 0.
-        sampler: Source of triples.
+        feed: From the images seen to the next batch of triples.
         encoder: Prompt encoder; it keeps what it has encoded.
-        batch_size: Images a call.
         config: Weights of the terms.
         perceptual: From two image batches in [-1, 1] to a distance [B]; None leaves the term out.
         device: Where to compute.
@@ -89,34 +87,41 @@ class BundledLoss:
         self,
         unet: PromptPooledUNet,
         alphas_cumprod: torch.Tensor,
-        sampler: TripleSampler,
+        feed: Callable[[int], TripleBatch],
         encoder: PromptEncoder,
-        batch_size: int,
         config: LossConfig,
         perceptual: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         device: str = "cpu",
         bf16: bool = True,
     ) -> None:
         self.bf16 = bf16
-        self.unet, self.sampler, self.batch_size, self.config = unet, sampler, batch_size, config
+        self.unet, self.feed, self.config = unet, feed, config
         self.alphas, self.perceptual, self.device = alphas_cumprod.to(device), perceptual, device
         self.encoder = encoder
 
     def __call__(self, images_seen: int, progress: float) -> torch.Tensor:
         """Draws a batch and returns its loss."""
-        triples = self.sampler.draw(images_seen, self.batch_size)
-        photo_BCHW = fold_pixels(self._tensor([t.photo for t in triples]))
-        edited_BCHW = self._tensor([t.edited for t in triples])
-        tokens_BTD = self.encoder.encode([t.prompt for t in triples]).tokens_BTD.to(self.device)
+        batch = self.feed(images_seen)
+        photo_BCHW = fold_pixels(self._tensor(batch.photos_BHWC))
+        edited_BCHW = self._tensor(batch.edits_BHWC)
+        tokens_BTD = self.encoder.encode(batch.prompts).tokens_BTD.to(self.device)
         x0_BCHW = fold_pixels(edited_BCHW)
-        t_B = draw_timesteps(self.batch_size, progress, self.config.widen_until).to(self.device)
+        t_B = draw_timesteps(len(x0_BCHW), progress, self.config.widen_until)
+        # Chosen on the CPU: asking the device would wait for all that it still has to do.
+        drafted = self._drafted_rows(t_B, progress)
+        t_B = t_B.to(self.device)
         alpha_B111 = self.alphas[t_B][:, None, None, None]
-        noise_BCHW = torch.randn(x0_BCHW.shape).to(self.device)
-        clean_BCHW = self._own_drafts(x0_BCHW, noise_BCHW, photo_BCHW, tokens_BTD, t_B, progress)
+        noise_BCHW = torch.randn(x0_BCHW.shape, device=self.device)
+        clean_BCHW = self._own_drafts(x0_BCHW, noise_BCHW, photo_BCHW, tokens_BTD, drafted)
         noisy_BCHW = alpha_B111.sqrt() * clean_BCHW + (1 - alpha_B111).sqrt() * noise_BCHW
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.bf16):
             predicted = self.unet(torch.cat([noisy_BCHW, photo_BCHW], 1), t_B, tokens_BTD, return_dict=False)[0]
         return self.distance(unfold_pixels(predicted.float()), edited_BCHW, progress)
+
+    def _drafted_rows(self, t_B: torch.Tensor, progress: float) -> torch.Tensor:
+        """Half of the rows below pure noise, once the run is far enough."""
+        share = self.config.own_draft_share if progress >= self.config.own_draft_from else 0.0
+        return torch.nonzero((t_B < PURE_NOISE_T) & (torch.rand(len(t_B)) < share))[:, 0]
 
     @torch.no_grad()
     def _own_drafts(
@@ -125,18 +130,17 @@ class BundledLoss:
         noise_BCHW: torch.Tensor,
         photo_BCHW: torch.Tensor,
         tokens_BTD: torch.Tensor,
-        t_B: torch.Tensor,
-        progress: float,
+        rows: torch.Tensor,
     ) -> torch.Tensor:
-        """Replaces half of the rows below pure noise by the network's own first step.
+        """Replaces some rows by the network's own first step.
 
         A sampler's second step meets the first one's draft, never the true edit: without this the network learns to
         trust colours that shine through the noise.
         """
-        rows = torch.nonzero((t_B < PURE_NOISE_T).cpu() & (torch.rand(len(t_B)) < self.config.own_draft_share))[:, 0]
-        if progress < self.config.own_draft_from or len(rows) == 0:
+        if len(rows) == 0:
             return x0_BCHW
-        pure_t = torch.full((len(rows),), PURE_NOISE_T, device=t_B.device)
+        rows = rows.to(self.device)
+        pure_t = torch.full((len(rows),), PURE_NOISE_T, device=self.device)
         inputs = torch.cat([noise_BCHW[rows], photo_BCHW[rows]], 1)
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.bf16):
             draft = self.unet(inputs, pure_t, tokens_BTD[rows], return_dict=False)[0]
@@ -161,6 +165,5 @@ class BundledLoss:
             loss = loss + config.perceptual_weight * late * perceptual_B.float().mean()
         return loss
 
-    def _tensor(self, images: list[np.ndarray]) -> torch.Tensor:
-        stacked = torch.from_numpy(np.stack(images)).to(self.device)
-        return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
+    def _tensor(self, images_BHWC: torch.Tensor) -> torch.Tensor:
+        return images_BHWC.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -16,6 +16,7 @@ from e2gan_cluster.teacher.training.finetune import FinetuneConfig, finetune
 from e2gan_cluster.teacher.training.loop import LoopConfig
 
 DEFAULT_IMAGES = {"photos": 120_000, "triples": 20_000}
+WARMUP_STEPS = 200
 DEFAULT_RATE = {"photos": 1e-3, "triples": 5e-5}
 
 
@@ -38,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     bundled = parser.add_argument_group("with --photos")
     bundled.add_argument("--catalogue", type=Path, default=shipped_catalogue("bundled"), help="concepts with wordings")
     bundled.add_argument("--cache", type=Path, help="folder of the reference edits (OUT/cache)")
+    bundled.add_argument("--workers", type=int, default=0, help="processes that make edits beside this one (0)")
     bundled.add_argument("--float32", action="store_true", help="compute the network in float32, not bf16")
     tuning = parser.add_argument_group("with --triples")
     tuning.add_argument("--model", default="bundled", help="hub id or folder of the teacher, or bundled")
@@ -56,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         minutes=args.minutes,
         batch_size=args.batch_size,
         learning_rate=args.learning_rate or DEFAULT_RATE[kind],
+        warmup_images=WARMUP_STEPS * args.batch_size,
         checkpoint_every_s=args.checkpoint_every_s,
         seed=args.seed,
     )
@@ -73,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 args.catalogue,
                 loop,
                 cache=args.cache,
+                workers=args.workers,
                 device=args.device,
                 bf16=not args.float32,
             )
