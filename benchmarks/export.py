@@ -21,8 +21,9 @@ import torch
 from torch import nn
 
 from e2gan_cluster.export import names
+from e2gan_cluster.export.adapter_export import ExportResult, export_adapter
+from e2gan_cluster.export.base_export import BaseExport, export_base
 from e2gan_cluster.export.graph import image_axes, image_example, save_graph, to_onnx
-from e2gan_cluster.export.onnx_export import BaseExport, ExportResult, export_adapter, export_base
 from e2gan_cluster.export.runtime import AdapterEffect, Graph
 from e2gan_cluster.nn.baselines import ResNet9, UNet256
 from e2gan_cluster.nn.generator import Generator

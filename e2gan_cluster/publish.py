@@ -22,7 +22,8 @@ from e2gan_cluster.storage.bundle import find_manifest, read_bundle
 from e2gan_cluster.storage.registry import publish_adapter, read_manifest, resolve
 
 if TYPE_CHECKING:
-    from e2gan_cluster.export.onnx_export import BaseExport, ExportResult
+    from e2gan_cluster.export.adapter_export import ExportResult
+    from e2gan_cluster.export.base_export import BaseExport
     from e2gan_cluster.search.records import ConceptResult
     from e2gan_cluster.train.base_store import Base
 
@@ -155,7 +156,7 @@ def publish_base_files(config: RunConfig, store: ObjectStore, base_id: str) -> N
 @lru_cache(maxsize=1)
 def _warm_base(storage: str, base_id: str) -> tuple["Base", "BaseExport"]:
     """Base and its device files, kept for the life of a worker process."""
-    from e2gan_cluster.export.onnx_export import BaseExport
+    from e2gan_cluster.export.base_export import BaseExport
     from e2gan_cluster.train.base_store import load_base
 
     store = open_store(storage)
@@ -198,7 +199,7 @@ def _export(
 
     from e2gan_cluster.evaluate.grids import encode_png
     from e2gan_cluster.evaluate.inference import run_generator
-    from e2gan_cluster.export.onnx_export import export_adapter
+    from e2gan_cluster.export.adapter_export import export_adapter
     from e2gan_cluster.nn.lora import load_adapter
     from e2gan_cluster.pairs.shards import load_pairs
 

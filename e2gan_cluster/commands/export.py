@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from e2gan_cluster.config import RunConfig
+    from e2gan_cluster.export.adapter_export import ExportResult
     from e2gan_cluster.export.names import Format
-    from e2gan_cluster.export.onnx_export import ExportResult
 
 NUM_PHOTOS = 8
 FormatsOption = Annotated[

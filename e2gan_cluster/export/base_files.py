@@ -13,7 +13,7 @@ import numpy as np
 
 from e2gan_cluster.errors import InputError
 from e2gan_cluster.export import names
-from e2gan_cluster.export.onnx_export import (
+from e2gan_cluster.export.base_export import (
     MAX_ERROR,
     BaseExport,
     BaseLike,

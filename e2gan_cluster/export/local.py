@@ -14,14 +14,9 @@ from safetensors.numpy import load
 
 from e2gan_cluster.config import PublishConfig
 from e2gan_cluster.errors import InputError
+from e2gan_cluster.export.adapter_export import ExportResult, export_adapter
+from e2gan_cluster.export.base_export import BaseExport, check_base_export, export_base
 from e2gan_cluster.export.names import Format
-from e2gan_cluster.export.onnx_export import (
-    BaseExport,
-    ExportResult,
-    check_base_export,
-    export_adapter,
-    export_base,
-)
 from e2gan_cluster.storage import keys, registry
 from e2gan_cluster.storage.adapter_check import CONFIG, PROMPT, WEIGHTS
 from e2gan_cluster.storage.base import ObjectStore

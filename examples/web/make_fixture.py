@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from e2gan_cluster.export.onnx_export import export_adapter, export_base
+from e2gan_cluster.export.adapter_export import export_adapter
+from e2gan_cluster.export.base_export import export_base
 from e2gan_cluster.export.tiles import edit_any_size
 from e2gan_cluster.nn.generator import Generator
 from e2gan_cluster.nn.lora import adaptable_layers, add_lora, save_adapter

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from e2gan_cluster.export.onnx_export import BaseExport, ExportResult, export_adapter, export_base
+from e2gan_cluster.export.adapter_export import ExportResult, export_adapter
+from e2gan_cluster.export.base_export import BaseExport, export_base
 from e2gan_cluster.nn.lora import adaptable_layers
 from tests.export.tiny import (
     BASE_ID,

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from e2gan_cluster.export.adapter_export import export_adapter
+from e2gan_cluster.export.base_export import export_base
 from e2gan_cluster.export.names import Format
-from e2gan_cluster.export.onnx_export import export_adapter, export_base
 from e2gan_cluster.export.tiles import edit_any_size
 from e2gan_cluster.nn.lora import adaptable_layers
 from tests.export.tiny import BASE_ID, PARTS, make_adapter, make_base, smooth_photos, write_published

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from e2gan_cluster.cli import app
 from e2gan_cluster.config import NetsConfig
-from e2gan_cluster.export.onnx_export import BaseExport, ExportResult
+from e2gan_cluster.export.adapter_export import ExportResult
+from e2gan_cluster.export.base_export import BaseExport
 from e2gan_cluster.export.tiles import edit_any_size
 from e2gan_cluster.storage import open_store
 from e2gan_cluster.storage.bundle import publish_bundle

@@ -12,10 +12,11 @@ import torch
 from safetensors.numpy import load_file
 
 from e2gan_cluster.errors import BaseMismatchError, InputError, UserError
-from e2gan_cluster.export import names, onnx_export, parity
+from e2gan_cluster.export import names, parity
+from e2gan_cluster.export.adapter_export import ExportResult, export_adapter
+from e2gan_cluster.export.base_export import BaseExport, check_base_export, export_base
 from e2gan_cluster.export.base_files import ensure_base_export, fetch_base_export
 from e2gan_cluster.export.graph import ExportError, check_model, save_ort
-from e2gan_cluster.export.onnx_export import BaseExport, ExportResult, export_adapter, export_base
 from e2gan_cluster.storage import open_store
 from tests.export.tiny import BASE_ID, Adapter, Base, make_adapter, signed, smooth_photos
 
@@ -29,7 +30,7 @@ def session(path: Path) -> ort.InferenceSession:
 
 
 def test_graph_without_adapter_equals_the_bare_base(base: Base, base_export: BaseExport):
-    found = onnx_export.check_base_export(base, base_export, PHOTOS)
+    found = check_base_export(base, base_export, PHOTOS)
     assert set(found) == {"base.onnx", "base-inputs.onnx", "base.ort"}
     assert max(p.max_error for p in found.values()) < 1e-4
 
@@ -182,7 +183,7 @@ def test_fixed_size_graph_is_of_that_size_and_the_same_bytes_every_time(base: Ba
     for name in ("base.onnx", "base-inputs.onnx"):
         assert made[0].files[name].read_bytes() == made[1].files[name].read_bytes()
     assert session(made[0].files["base.onnx"]).get_inputs()[0].shape == [1, 3, 64, 64]
-    onnx_export.check_base_export(base, made[0], PHOTOS)
+    check_base_export(base, made[0], PHOTOS)
 
 
 def test_size_that_is_no_multiple_of_16_is_refused(base: Base, tmp_path: Path):

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save
 
 from e2gan_cluster.errors import BaseMismatchError, InputError, IntegrityError
-from e2gan_cluster.export.onnx_export import write_onnx_adapter
+from e2gan_cluster.export.adapter_export import write_onnx_adapter
 from e2gan_cluster.export.runtime import Editor
 from e2gan_cluster.export.tiles import edit_any_size, tiles, to_uint8
 from tests.export.tiny import BASE_ID, Adapter, rewrite, signed, smooth_photos
