@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before ray, mlflow or transformers are imported anywhere.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -25,6 +26,12 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
 # Ray workers inherit it and would compile every module again at each start.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# Property tests draw the same examples everywhere, and none fails because the machine is busy.
+settings.register_profile(
+    "steady", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("steady")
 
 
 def free_port() -> int:
