@@ -9,6 +9,7 @@ Example:
     Verdict(status='ok', reason='', scores={'change': 0.21, 'std': 0.18})
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -63,10 +64,11 @@ def check_pixels(photo_HWC: np.ndarray, edit: Any, cfg: FiltersConfig) -> Verdic
         finite = bool(np.isfinite(edit.astype(np.float64)).all())
         verdict.drop(*("wrong-type", f"edit is {edit.dtype}, not uint8") if finite else ("not-finite", "NaN or Inf"))
         return verdict
-    change = float(np.abs(edit.astype(np.int16) - photo_HWC).mean() / 255)
-    std = float(edit.std(dtype=np.float64) / 255)
+    change = float((np.maximum(edit, photo_HWC) - np.minimum(edit, photo_HWC)).mean() / 255)
+    counts_L = np.bincount(edit.reshape(-1), minlength=256)
+    std = _std(counts_L) / 255
     verdict.scores = {"change": change, "std": std}
-    if int(edit.max()) <= 4:
+    if not counts_L[5:].any():
         verdict.drop("black", "the edit is black: flagged by a safety checker, or not finite")
     elif std < cfg.min_std:
         verdict.drop("flat", f"standard deviation {std:.4f} is below {cfg.min_std}")
@@ -75,6 +77,13 @@ def check_pixels(photo_HWC: np.ndarray, edit: Any, cfg: FiltersConfig) -> Verdic
     elif change > cfg.max_change:
         verdict.drop("too-much-change", f"mean change {change:.4f} is above {cfg.max_change}")
     return verdict
+
+
+def _std(counts_L: np.ndarray) -> float:
+    """Standard deviation of whole numbers, of which ``counts_L`` says how often each occurs; exact up to the root."""
+    levels_L = np.arange(len(counts_L))
+    total, first, second = (int(counts_L @ levels_L**power) for power in (0, 1, 2))
+    return math.sqrt(total * second - first * first) / total
 
 
 def direction_consistency(photo_ND: np.ndarray, edit_ND: np.ndarray) -> np.ndarray:

@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from e2gan_cluster.pairs.png import encode_png
+
 OK = "ok"
 SCORES = ("change", "std", "direction", "clip_image", "clip_direction", "clip_text")
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -30,6 +32,14 @@ _COLUMNS: list[tuple[str, pa.DataType]] = [
     ("reason", pa.string()),
     ("scores", pa.struct([(name, pa.float32()) for name in SCORES])),
 ]
+# Pictures are compressed already: a second pass would cost time and gain nothing.
+_COMPRESSION = {
+    "input_image.bytes": "none",
+    "edited_image.bytes": "none",
+    **dict.fromkeys(("input_image.path", "edited_image.path"), "zstd"),
+    **{name: "zstd" for name, kind in _COLUMNS if not pa.types.is_struct(kind)},
+    **{f"scores.{name}": "zstd" for name in SCORES},
+}
 _PLAIN = {"string": "string", "int32": "int32", "int64": "int64"}
 
 
@@ -73,12 +83,10 @@ class Row:
 
 def encode_image(image_HWC: np.ndarray, image_format: str) -> bytes:
     """A uint8 [H,W,3] picture in the shards' encoding; the same bytes for the same picture."""
-    buffer = io.BytesIO()
-    picture = Image.fromarray(image_HWC)
     if image_format == "png":
-        picture.save(buffer, "PNG", compress_level=3)
-    else:
-        picture.save(buffer, image_format.upper(), quality=95)
+        return encode_png(image_HWC)
+    buffer = io.BytesIO()
+    Image.fromarray(image_HWC).save(buffer, image_format.upper(), quality=95)
     return buffer.getvalue()
 
 
@@ -121,7 +129,7 @@ def shard_bytes(rows: Sequence[Row], concept: str, prompt: str, image_format: st
         pa.Table.from_arrays(arrays, schema=SCHEMA),
         sink,
         row_group_size=max(len(rows), 1),
-        compression="zstd",
+        compression=_COMPRESSION,  # pyright: ignore[reportArgumentType]
         use_dictionary=["edit_prompt", "concept", "status"],  # pyright: ignore[reportArgumentType]
         write_statistics=["source_id", "status"],  # pyright: ignore[reportArgumentType]
         write_page_checksum=True,
