@@ -92,7 +92,7 @@ def test_a_missing_file_says_so(tmp_path):
 
 @pytest.mark.parametrize("option", ["base.train.lr=inf", "base.train.lr=nan", "search.data_sizes=[]", "name=../x"])
 def test_values_that_would_break_a_run_later_are_refused_now(option):
-    message(None, option)
+    assert message(None, option).startswith(f"--set {option.partition('=')[0]}: ")
 
 
 @pytest.mark.parametrize(
@@ -131,9 +131,12 @@ def test_a_changed_config_is_explained_field_by_field():
     assert explain_changes(old, old) == []
 
 
-@pytest.mark.parametrize("path", sorted((REPO / "configs").glob("*.yaml")), ids=lambda p: p.name)
-def test_every_shipped_config_loads(path):
-    load_config(path)
+def test_every_shipped_config_loads_and_has_a_storage_and_a_name_of_its_own():
+    configs = {path.name: load_config(path) for path in (REPO / "configs").glob("*.yaml")}
+    assert {"demo.yaml", "paper.yaml", "s3.yaml"} <= set(configs)
+    for field in ("name", "storage"):
+        assert len({getattr(config, field) for config in configs.values()}) == len(configs), field
+    assert configs["s3.yaml"].storage.startswith("s3://")
 
 
 def test_the_page_of_options_is_current():

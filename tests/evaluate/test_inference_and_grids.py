@@ -49,8 +49,13 @@ def test_grid_has_a_column_per_label_and_short_columns_end_earlier():
         grid_png({})
 
 
-def test_hostile_labels_only_make_letters():
-    Image.open(io.BytesIO(side_by_side({"\x00\n<script> \u202e 雪": images(1)[0], "": images(1)[0]}, cell=32))).load()
+def test_hostile_labels_cost_no_pixel_of_the_pictures_and_come_back_as_they_were():
+    columns = {"\x00\n<script> \u202e 雪": images(1, 32), "": images(2, 32)[:1], "x" * 10_000: images(3, 32)[:1]}
+    png = side_by_side({label: pictures[0] for label, pictures in columns.items()}, cell=32)
+    assert Image.open(io.BytesIO(png)).size == (3 * 36 + 4, 20 + 36 + 4)
+    back = read_grid(png)
+    assert list(back) == list(columns)
+    assert all((back[label] == columns[label]).all() for label in columns)
 
 
 def test_a_grid_is_cut_up_into_the_pictures_it_was_made_of():

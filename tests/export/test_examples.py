@@ -5,8 +5,6 @@ import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-import pytest
-
 from e2gan_cluster.export import names, tiles
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -18,9 +16,12 @@ def text(path: str) -> str:
     return (EXAMPLES / path).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("path", sorted(ANDROID.rglob("*.xml")), ids=lambda path: path.name)
-def test_android_xml_is_well_formed(path: Path):
-    ElementTree.parse(path)
+def test_android_xml_is_well_formed_and_of_its_kind():
+    roots = {path.name: ElementTree.parse(path).getroot().tag for path in ANDROID.rglob("*.xml")}
+    assert roots.pop("AndroidManifest.xml") == "manifest"
+    assert roots.pop("strings.xml") == "resources"
+    assert roots.pop("activity_main.xml").endswith("Layout")
+    assert not roots
 
 
 def test_android_strings_and_ids_that_are_used_exist():
@@ -45,11 +46,19 @@ def test_android_names_are_the_exporters():
         assert f'"{name}"' in kotlin
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("*.kt")) + sorted(EXAMPLES.rglob("*.kts")), ids=lambda p: p.name)
-def test_kotlin_brackets_close(path: Path):
-    bare = re.sub(r'"(?:\\.|[^"\\])*"|//[^\n]*|/\*.*?\*/', "", path.read_text(), flags=re.S)
-    for one, other in ("()", "[]", "{}"):
-        assert bare.count(one) == bare.count(other)
+def test_kotlin_brackets_close_in_the_order_they_open():
+    paths = [*EXAMPLES.rglob("*.kt"), *EXAMPLES.rglob("*.kts")]
+    assert len(paths) >= 5
+    for path in paths:
+        bare = re.sub(r'"(?:\\.|[^"\\])*"|//[^\n]*|/\*.*?\*/', "", path.read_text(), flags=re.S)
+        open_brackets = []
+        for bracket in re.findall(r"[()\[\]{}]", bare):
+            if bracket in "([{":
+                open_brackets.append(bracket)
+            else:
+                assert open_brackets, path
+                assert open_brackets.pop() + bracket in ("()", "[]", "{}"), path
+        assert not open_brackets, path
 
 
 def test_gradle_pulls_before_every_build():

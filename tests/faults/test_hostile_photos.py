@@ -1,4 +1,5 @@
 """F31, F32: pixel and text-chunk bombs, absurd shapes, other kinds of files. Each is a reason; memory stays bounded.
+F33: where most photos are bad, a run stops before it has cost anything.
 
 The photos are decoded in a process of its own whose address space may grow by 700 MB; the largest bombs would need
 gigabytes.
@@ -6,15 +7,24 @@ gigabytes.
 
 import io
 import json
+import os
 import struct
 import subprocess
 import sys
 import zlib
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
+from e2gan_cluster.config import PhotosConfig
+from e2gan_cluster.errors import EXIT_BAD_INPUT, InputError
+from e2gan_cluster.pairs import scan
+from e2gan_cluster.pairs.generate import run_local
 from e2gan_cluster.pairs.photos import MAX_PHOTO_BYTES, PhotoRef, load_photo
+from e2gan_cluster.progress import SilentReporter
+from e2gan_cluster.storage import open_store
+from tests.pairs.pairs_setup import INVERT, config_for, write_photos
 
 PROGRAM = """
 import json, resource, sys, pathlib
@@ -135,3 +145,56 @@ def test_a_file_larger_than_any_photo_is_not_read(tmp_path: Path):
     with (tmp_path / "huge.jpg").open("wb") as file:
         file.truncate(MAX_PHOTO_BYTES + 1)
     assert load_photo(PhotoRef(str(tmp_path / "huge.jpg")), 64).status == "too-many-bytes"
+
+
+def test_f33_a_run_on_bad_photos_stops_before_the_teacher_with_the_count_of_each_reason(tmp_path: Path):
+    photos = write_photos(tmp_path / "photos", 2)
+    for n in range(4):
+        (photos / f"text-{n}.jpg").write_bytes(b"no photo, number %d" % n)
+    (photos / "cut.png").write_bytes((photos / "00000.png").read_bytes()[:2000])
+    (photos / "nothing.jpg").touch()
+    (photos / "huge.jpg").touch()
+    os.truncate(photos / "huge.jpg", MAX_PHOTO_BYTES + 1)
+    no_teacher = {"backend": "custom", "model": "no_such_module:make"}
+    config = config_for(photos, tmp_path / "store", teacher=no_teacher)
+    with pytest.raises(InputError) as caught:
+        run_local(config, open_store(config.storage), [INVERT], SilentReporter())
+    assert caught.value.exit_code == EXIT_BAD_INPUT
+    assert caught.value.message.startswith(f"7 of 9 photos looked at in {photos} ")
+    assert caught.value.message.endswith(": 1 empty, 4 not-an-image, 2 ok, 1 truncated, 1 unreadable")
+    assert "photos.max_bad_fraction (now 0.5)" in caught.value.fix
+    assert not list((tmp_path / "store").rglob("*"))
+
+
+@pytest.mark.parametrize(("allowed", "goes_on"), [(0.6, True), (0.59, False), (1.0, True), (0.0, False)])
+def test_f33_the_share_of_bad_photos_that_is_borne_is_the_configured_one(tmp_path: Path, allowed: float, goes_on: bool):
+    photos = write_photos(tmp_path / "photos", 4)
+    for n in range(6):
+        (photos / f"bad-{n}.jpg").write_bytes(b"no photo, number %d" % n)
+    config = PhotosConfig(source=str(photos), max_bad_fraction=allowed)
+    if goes_on:
+        assert len(scan.scan_photos(config).origins) == 10
+    else:
+        with pytest.raises(InputError, match="6 of 10 photos"):
+            scan.scan_photos(config)
+
+
+def test_f33_no_share_is_high_enough_for_photos_of_which_none_can_be_read(tmp_path: Path):
+    (tmp_path / "list.csv").write_text("path\ngone.jpg\n")
+    with pytest.raises(InputError, match=r"1 of 1 photos .* 1 unreadable"):
+        scan.scan_photos(PhotosConfig(source=str(tmp_path / "list.csv"), max_bad_fraction=1.0))
+
+
+def test_f33_thousands_of_bad_photos_are_judged_by_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for n in range(2000):
+        (tmp_path / f"{n}.jpg").write_bytes(b"no photo, number %d" % n)
+    decoded: list[str] = []
+
+    def load(ref: PhotoRef, max_megapixels: float):
+        decoded.append(ref.origin)
+        return load_photo(ref, max_megapixels)
+
+    monkeypatch.setattr(scan, "load_photo", load)
+    with pytest.raises(InputError, match=r"200 of 200 photos looked at .* 200 not-an-image"):
+        scan.scan_photos(PhotosConfig(source=str(tmp_path)))
+    assert len(decoded) == 200

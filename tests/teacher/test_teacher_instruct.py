@@ -96,7 +96,10 @@ def test_photos_and_prompts_are_encoded_once(teacher: Any, monkeypatch: pytest.M
 
     monkeypatch.setattr(teacher.pipe.vae, "encode", refuse)
     monkeypatch.setattr(teacher.pipe.text_encoder, "forward", refuse)
-    teacher.edit(images, ["a new prompt"], [2])
+    assert teacher.edit(images, ["a new prompt"], [2]).shape == images.shape
+    for other_images, other_prompt in ((tiny_models.photos(5)[4:], "a new prompt"), (images, "a newer prompt")):
+        with pytest.raises(AssertionError, match="encoded again"):
+            teacher.edit(other_images, [other_prompt], [2])
 
 
 def test_a_photo_of_another_size_comes_back_in_its_size(teacher: Any) -> None:
