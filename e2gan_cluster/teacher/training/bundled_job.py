@@ -51,7 +51,6 @@ def train_bundled(
         The final state.
     """
     loss = loss or LossConfig()
-    torch.set_flush_denormal(True)
     cache = cache or out / "cache"
     build_cache(photos, cache, crops, workers=max(1, workers))
     sampler = TripleSampler(cache, load_wordings(catalogue), loop.seed)
@@ -77,7 +76,12 @@ def train_bundled(
         bf16=bf16,
     )
     unet.train()
-    return train(trainer, loss_of, out, on_checkpoint=lambda t: export_weights(t, out / "unet", channels))
+    torch.set_flush_denormal(True)
+    try:
+        return train(trainer, loss_of, out, on_checkpoint=lambda t: export_weights(t, out / "unet", channels))
+    finally:
+        # The mode belongs to the whole process: other training in it would round differently.
+        torch.set_flush_denormal(False)
 
 
 def export_weights(trainer: Trainer, folder: Path, channels: tuple[int, ...]) -> None:
