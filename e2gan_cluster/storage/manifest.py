@@ -10,6 +10,7 @@ Example:
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +110,12 @@ class Manifest:
             raise IntegrityError(f"{what} is not in the form this program writes", "fetch it again")
         return manifest
 
-    @property
+    @cached_property
     def payload(self) -> bytes:
         """What digest and signature cover."""
         return canonical.dump({"files": [vars(entry) for entry in self.files], "meta": self.meta})
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """sha256 over files and meta."""
         return sha256_of(self.payload)
@@ -126,6 +127,10 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """The bytes of ``manifest.json``."""
+        return self._json
+
+    @cached_property
+    def _json(self) -> bytes:
         content: dict[str, Any] = {"digest": self.digest, "files": [vars(e) for e in self.files], "meta": self.meta}
         if self.signature is not None:
             content["signature"] = vars(self.signature)

@@ -7,8 +7,9 @@ import json
 import os
 from pathlib import Path
 
-from e2gan_cluster.errors import StoreError
+from e2gan_cluster.errors import IntegrityError, StoreError
 from e2gan_cluster.storage import files
+from e2gan_cluster.storage.channels import Channel
 from e2gan_cluster.storage.checks import sha256_of
 
 
@@ -29,10 +30,15 @@ class PointerCache:
         except (OSError, ValueError, TypeError, AttributeError):
             self._entries: dict[str, tuple[str, str]] = {}
 
-    def get(self, key: str, etag: str) -> bytes | None:
-        """The pointer's bytes, if this etag was seen before."""
+    def get(self, key: str, etag: str) -> Channel | None:
+        """The pointer, if this etag was seen before; damage in the cache reads as never seen."""
         known = self._entries.get(key)
-        return known[1].encode() if known is not None and etag and known[0] == etag else None
+        if known is None or not etag or known[0] != etag:
+            return None
+        try:
+            return Channel.parse(known[1].encode(), str(self._path))
+        except IntegrityError:
+            return None
 
     def put(self, key: str, etag: str, data: bytes) -> None:
         """Remember a pointer."""

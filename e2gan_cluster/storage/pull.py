@@ -87,7 +87,7 @@ def pull(store: ObjectStore, request: PullRequest, reporter: Reporter | None = N
     _recover(target)
     current = _current(target, request)
     plan = make_plan(store, request, current)
-    there = list(parallel_map(Item.is_there, plan.items, request.workers))
+    there = list(parallel_map(Item.is_there, plan.items, min(request.workers, 2 * (os.cpu_count() or 1))))
     missing = [item for item, good in zip(plan.items, there, strict=True) if not good]
     removed = _removed(current, plan.lock)
     if not missing and not removed and current == plan.lock:

@@ -15,7 +15,7 @@ from e2gan_cluster.storage.folder import adapter_folder, base_folder
 from e2gan_cluster.storage.formats import PullFormat
 from e2gan_cluster.storage.lock import Lock, Pin
 from e2gan_cluster.storage.manifest import MANIFEST, Manifest
-from e2gan_cluster.storage.parallel import parallel_map
+from e2gan_cluster.storage.parallel import parallel_map_slow
 from e2gan_cluster.storage.pointer_cache import PointerCache
 
 _WORTH_A_LISTING = 50
@@ -69,10 +69,10 @@ class Item:
     def is_there(self) -> bool:
         """Whether the folder holds exactly these bytes already."""
         try:
-            bundle.check_folder(self.folder, bundle.local_manifest(self.folder), self.files)
-            return sha256_of((self.folder / MANIFEST).read_bytes()) == sha256_of(self.manifest.to_json())
-        except (IntegrityError, OSError):
+            bundle.check_folder(self.folder, self.manifest, self.files)
+        except (IntegrityError, StoreError, OSError):
             return False
+        return True
 
 
 @dataclass(frozen=True)
@@ -157,11 +157,14 @@ def _read_pins(store: ObjectStore, request: PullRequest) -> tuple[dict[str, Pin]
             listed = registry.list_pointers(store, request.channel)
     cache = PointerCache(store.url)
 
+    seen = _seen_before(listed, request.channel, cache)
+
     def pin(name: str) -> tuple[str, Pin, bytes | None]:
         concept, _, ref = name.partition("@")
         try:
             keys.check_name(concept, "concept")
-            channel = _read_channel(store, concept, ref or request.channel, listed if not ref else {}, cache)
+            known = seen.get(concept) if not ref else None
+            channel = known or _read_channel(store, concept, ref or request.channel, listed if not ref else {}, cache)
         except ValueError as error:
             raise InputError(str(error), "write NAME, NAME@channel or NAME@version") from None
         if channel is not None:
@@ -170,36 +173,45 @@ def _read_pins(store: ObjectStore, request: PullRequest) -> tuple[dict[str, Pin]
         data = registry.read_manifest(store, concept, version).to_json()
         return concept, Pin(version, sha256_of(data)), data
 
-    found = list(parallel_map(pin, request.concepts or tuple(listed), request.workers))
+    names = tuple(dict.fromkeys(request.concepts or listed))
+    found = parallel_map_slow(pin, names, lambda name: name not in seen, request.workers)
     cache.save()
     return {concept: pin for concept, pin, _ in found}, {concept: data for concept, _, data in found if data}
+
+
+def _seen_before(listed: Mapping[str, ObjectInfo], channel: str, cache: PointerCache) -> dict[str, Channel]:
+    """Pointers that did not move since an earlier pull."""
+    found = {concept: cache.get(keys.adapter_channel(concept, channel), info.etag) for concept, info in listed.items()}
+    return {concept: pointer for concept, pointer in found.items() if pointer is not None}
 
 
 def _read_channel(
     store: ObjectStore, concept: str, name: str, listed: Mapping[str, ObjectInfo], cache: PointerCache
 ) -> Channel | None:
     key = keys.adapter_channel(concept, name)
-    etag = listed[concept].etag if concept in listed else ""
-    data = cache.get(key, etag)
-    if data is None:
-        try:
-            data, found_etag = store.get_with_etag(key)
-        except KeyError:
-            return None
-        channel = Channel.parse(data, f"{store.url}/{key}")
-        if etag and etag == found_etag:
-            cache.put(key, etag, data)
-        return channel
-    return Channel.parse(data, f"{store.url}/{key}")
+    try:
+        data, etag = store.get_with_etag(key)
+    except KeyError:
+        return None
+    channel = Channel.parse(data, f"{store.url}/{key}")
+    if concept in listed and listed[concept].etag == etag:
+        cache.put(key, etag, data)
+    return channel
 
 
 def _manifests(
     store: ObjectStore, request: PullRequest, pins: dict[str, Pin], embedded: Mapping[str, bytes]
 ) -> dict[str, Manifest]:
+    at_hand = {
+        concept: embedded.get(concept)
+        or _local(adapter_folder(request.target, concept) / MANIFEST, pin.manifest_sha256)
+        for concept, pin in pins.items()
+    }
+
     def read(item: tuple[str, Pin]) -> tuple[str, Manifest]:
         concept, pin = item
         key = _prefix(concept, pin) + MANIFEST
-        data = embedded.get(concept) or _local(adapter_folder(request.target, concept) / MANIFEST, pin.manifest_sha256)
+        data = at_hand[concept]
         if data is None:
             try:
                 data = store.get(key, sha256=pin.manifest_sha256)
@@ -211,7 +223,7 @@ def _manifests(
         registry.check_identity(manifest, concept, pin.version, f"{store.url}/{key}")
         return concept, manifest
 
-    return dict(parallel_map(read, pins.items(), request.workers))
+    return dict(parallel_map_slow(read, tuple(pins.items()), lambda item: at_hand[item[0]] is None, request.workers))
 
 
 def _local(path: Path, sha256: str) -> bytes | None:

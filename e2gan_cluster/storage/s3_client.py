@@ -5,6 +5,7 @@ Credentials come from the environment or from AWS's own files, never from our co
 
 import os
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
@@ -47,6 +48,7 @@ def make_client(options: NetworkOptions) -> "S3Client":
         StoreError: The settings in the environment cannot be used.
     """
     import boto3
+    import botocore.session
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
 
@@ -64,12 +66,24 @@ def make_client(options: NetworkOptions) -> "S3Client":
         s3={"addressing_style": "path"} if endpoint else None,
     )
     try:
-        session = boto3.session.Session()
+        core = botocore.session.get_session()
+        core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_moment)
+        session = boto3.session.Session(botocore_session=core)
         if region is None and session.region_name is None:
             region = "us-east-1"
         return session.client("s3", endpoint_url=endpoint, region_name=region, config=config)
     except (BotoCoreError, ValueError) as error:
         raise StoreError(f"S3 cannot be set up: {redact(str(error))}", "mend the AWS_* environment variables") from None
+
+
+def _moment(text: str) -> datetime:
+    """Times of listings at a third of the cost of botocore's own reader, which gets those of headers."""
+    try:
+        return datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        from botocore.utils import parse_timestamp
+
+        return parse_timestamp(text)
 
 
 @dataclass(frozen=True)

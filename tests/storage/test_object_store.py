@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -66,6 +67,15 @@ def test_listing_is_complete_and_in_key_order(store):
     assert [info.key for info in store.list()] == sorted(names)
     assert {info.size for info in store.list()} == {2}
     assert list(store.list("zzz/")) == []
+
+
+def test_listings_and_look_ups_agree_on_when_an_object_was_written(store):
+    before_s = time.time()
+    store.put("x", b"1")
+    [listed], looked_up = list(store.list()), store.head("x")
+    assert looked_up is not None
+    assert abs(listed.modified_s - looked_up.modified_s) < 1.1
+    assert before_s - 1.1 < listed.modified_s < time.time() + 1.1
 
 
 HOSTILE = ["", "../x", "a/../../x", "/etc/x", "a//b", "a/./b", "nul\0", "new\nline", "back\\slash", "x" * 1000]

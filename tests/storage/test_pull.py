@@ -407,6 +407,32 @@ def test_pull_from_s3_over_failures_and_cuts(faults, faulty_store, target):
     assert read_lock_after(pull(faulty_store, PullRequest(target)))["oil"] == version
 
 
+def test_a_pull_by_lock_with_nothing_changed_asks_the_server_nothing(faults, faulty_store, target):
+    fill(faulty_store)
+    lock = pull(faulty_store, PullRequest(target)).lock
+    faults.requests[:] = []
+    assert pull(faulty_store, PullRequest(target, lock=lock)).changed == ()
+    assert faults.requests == []
+
+
+@pytest.mark.parametrize("damage", ["garbage", "flipped"])
+def test_a_damaged_cache_of_pointers_costs_requests_and_nothing_else(
+    faults, faulty_store, target, tmp_path, monkeypatch, damage
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    fill(faulty_store)
+    wanted = pull(faulty_store, PullRequest(target)).lock
+    [cache] = (tmp_path / "cache").rglob("pointers-*.json")
+    text = cache.read_text()
+    cache.write_text("[" if damage == "garbage" else text.replace(wanted.adapters["oil"].version, "0" * 12))
+    faults.requests[:] = []
+    assert pull(faulty_store, PullRequest(target)).lock == wanted
+    assert len(faults.requests) == 1 + (3 if damage == "garbage" else 1)
+    faults.requests[:] = []
+    assert pull(faulty_store, PullRequest(target)).lock == wanted
+    assert len(faults.requests) == 1
+
+
 def test_pull_works_with_reading_rights_only(faults, faulty_store, target):
     fill(faulty_store)
     faults.forbid = ("PUT", "POST", "DELETE")
