@@ -10,16 +10,19 @@ python -m benchmarks.search_policy --quick
 import argparse
 import itertools
 import statistics
+import time
 from dataclasses import dataclass, replace
 
 from benchmarks.adapt_world import AdaptWorld, add_options, open_world
+from e2gan_cluster.concepts import Concept
 from e2gan_cluster.pairs.shards import pairs_digest
 from e2gan_cluster.search.ladder import ConceptLadder, Done, LadderRules, Rung
-from e2gan_cluster.search.records import TrialRecord, TrialSpec
-from e2gan_cluster.search.trial import run_trial
-from e2gan_cluster.search.worker import warm_worker
+from e2gan_cluster.search.records import StoredFile, TrialRecord, TrialSpec
+from e2gan_cluster.search.training import AdapterTraining
+from e2gan_cluster.search.worker import ConceptData, WarmWorker
 
 Grid = dict[Rung, TrialRecord]
+POINTS = (0.125, 0.25, 0.5, 1.0)
 
 
 @dataclass(frozen=True)
@@ -32,18 +35,44 @@ class Cost:
     trials: int
 
 
-def measure_grid(world: AdaptWorld, name: str) -> Grid:
-    """All rungs of a concept, trained to their end."""
-    concept = next(c for c in world.concepts if c.name == name)
-    # A folder of its own: the search itself may have stopped some of these trials early.
-    folder = f"grid-{world.setting.fingerprint(concept, pairs_digest(world.store, world.config, concept))}"
-    sizes = sorted(warm_worker(world.setting).concept(concept).rungs)
+def measure_grid(world: AdaptWorld, warm: WarmWorker, concept: Concept) -> Grid:
+    """All rungs of a concept, trained to their end and measured at `POINTS`; kept in the store."""
+    search = world.setting.fingerprint(concept, pairs_digest(world.store, world.config, concept))
+    data = warm.concept(concept)
     grid = {}
-    for multiplier, size in itertools.product(world.config.search.rank_multipliers, sizes):
-        record = run_trial(world.setting, concept, folder, TrialSpec(name, multiplier, size))
+    for multiplier, size in itertools.product(world.config.search.rank_multipliers, sorted(data.rungs)):
+        spec = TrialSpec(concept.name, multiplier, size)
+        key = f"bench/grid/{search}/{spec.trial_id}.json"
+        try:
+            grid[Rung(multiplier, size)] = TrialRecord.parse(world.store.get(key))
+            continue
+        except KeyError:
+            record = _train(world, warm, data, spec)
+        world.store.put_new(key, record.to_json())
         grid[Rung(multiplier, size)] = record
-        print(f"{name} x{multiplier} n{size}: {record.metric:.4f} in {record.seconds:.0f} s", flush=True)
+        print(f"{concept.name} x{multiplier} n{size}: {record.metric:.4f} in {record.seconds:.0f} s", flush=True)
     return grid
+
+
+def _train(world: AdaptWorld, warm: WarmWorker, data: ConceptData, spec: TrialSpec) -> TrialRecord:
+    started = time.monotonic()
+    training = AdapterTraining(
+        warm,
+        data,
+        size=spec.data_size,
+        ranks={layer: rank * spec.multiplier for layer, rank in world.setting.start_ranks.items()},
+        cfg=world.setting.train_config(spec),
+        seed=world.setting.seed(spec.concept, spec),
+    )
+    for fraction in POINTS:
+        for _ in training.until(fraction):
+            pass
+        training.evaluate(fraction)
+    stored = tuple(StoredFile(name, len(content), "") for name, content in sorted(training.files().items()))
+    return TrialRecord(
+        spec, "done", training.curve[-1].metric, tuple(training.curve), training.ranks, training.state.images_seen,
+        time.monotonic() - started, training.trained_parameters, stored,
+    )  # fmt: skip
 
 
 def replay(rules: LadderRules, grid: Grid) -> Cost:
@@ -69,7 +98,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     world = open_world(parser.parse_args())
-    grids = [measure_grid(world, concept.name) for concept in world.concepts]
+    warm = world.warm()
+    grids = [measure_grid(world, warm, concept) for concept in world.concepts]
     base = LadderRules.of(world.config.search, available=10**9)
     print(f"\n{len(grids)} concepts, {len(grids[0])} rungs each; full grid = {len(grids[0])} trainings")
     print(f"{'policy':<44}{'trainings':>10}{'trials':>8}{'above best':>12}{'kB':>7}")

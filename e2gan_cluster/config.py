@@ -303,8 +303,14 @@ class SearchConfig(_Section):
         default=0.02,
         description="relative: a rung must be this much better to count; the pick is the smallest within it",
     )
+    screen_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.25,
+        description="rungs are compared after this share of the training, the pick alone is trained to its end;"
+        " 1 = every rung to its end",
+    )
     early_stop_fraction: Fraction = Field(
-        default=0.25, description="share of a trial after which a hopeless one is stopped; 0 = never"
+        default=0.25,
+        description="share of a trial after which a hopeless one is stopped, if `screen_fraction` is 1; 0 = never",
     )
     early_stop_margin: NonNegativeFloat = Field(
         default=0.25, description="relative: worse than the best rung at the same point by this much = hopeless"

@@ -148,15 +148,19 @@ def _base_row(batch: Batch, speeds: _Speeds) -> PlanRow:
     return PlanRow("base", state, 0, Range(images, images, images), seconds, stored, cost)
 
 
-def _num_trials(config: RunConfig) -> tuple[int, float, int]:
-    """Fewest, likely and most trials of one concept's search, in whole trainings."""
+def _num_trials(config: RunConfig) -> tuple[float, float, float]:
+    """Fewest, likely and most training of one concept's search, in whole trainings."""
     ranks, sizes, seeds = len(config.search.rank_multipliers), len(config.search.data_sizes), config.search.seed_count
     if config.search.mode == "fixed":
         return seeds, seeds, seeds
     if config.search.mode == "grid":
         return ranks * sizes * seeds, ranks * sizes * seeds, ranks * sizes * seeds
-    most = (ranks + sizes - 1) * seeds
-    return min(2, most) * seeds, (min(2, most) * seeds + most) / 2, most
+    rungs, share = ranks + sizes - 1, config.search.screen_fraction
+    fewest, most = min(2, rungs), rungs
+    if share < 1:
+        # A lone rung has nothing to be compared with.
+        fewest, most = (1 + share * n if rungs > 1 else 1 for n in (fewest, most))
+    return fewest * seeds, (fewest + most) / 2 * seeds, most * seeds
 
 
 def _speeds(batch: Batch, status: BatchStatus) -> _Speeds:

@@ -45,12 +45,12 @@ def finish_concept(warm: WarmWorker, concept: Concept, fingerprint: str, pick: s
     """
     data = warm.concept(concept)
     trials = read_trials(warm.store, concept.name, fingerprint)
-    done = [record for record in trials.values() if record.state == "done"]
+    stored = [record for record in trials.values() if record.files]
     picked = trials[pick]
     heldout = data.heldout
     base_NHWC = run_generator(warm.base.generator, heldout.inputs_NHWC, data.tokens_TD)
     best_NHWC = run_generator(_adapted(warm, picked, fingerprint), heldout.inputs_NHWC, data.tokens_TD)
-    columns = _columns(warm, data, done, fingerprint, base_NHWC)
+    columns = _columns(warm, data, stored, fingerprint, base_NHWC)
     prefix = keys.search_trial_adapter(concept.name, fingerprint, pick, "")
     result = ConceptResult(
         concept=concept.name,
@@ -112,27 +112,28 @@ def _measure(warm: WarmWorker, data: ConceptData, output_NHWC: np.ndarray) -> di
 
 
 def _by_rung(records: list[TrialRecord]) -> list[TrialRecord]:
-    return sorted(records, key=lambda r: (r.spec.multiplier, r.spec.data_size, r.spec.seed_index))
+    return sorted(records, key=lambda r: (r.spec.until, r.spec.multiplier, r.spec.data_size, r.spec.seed_index))
 
 
 def _columns(
-    warm: WarmWorker, data: ConceptData, done: list[TrialRecord], fingerprint: str, base_NHWC: np.ndarray
+    warm: WarmWorker, data: ConceptData, stored: list[TrialRecord], fingerprint: str, base_NHWC: np.ndarray
 ) -> dict[str, np.ndarray]:
     photos = data.heldout.take(range(min(GRID_ROWS, len(data.heldout))))
     columns = {"photo": photos.inputs_NHWC, "teacher": photos.edits_NHWC, "base": base_NHWC[:GRID_ROWS]}
-    for record in _by_rung(done):
-        if record.spec.seed_index == 0:
+    for record in _by_rung(stored):
+        spec = record.spec
+        if spec.seed_index == 0:
             generator = _adapted(warm, record, fingerprint)
-            label = f"x{record.spec.multiplier} n{record.spec.data_size}"
+            label = f"x{spec.multiplier} n{spec.data_size}" + (f" {spec.until:.3g}" if spec.until < 1 else "")
             columns[label] = run_generator(generator, photos.inputs_NHWC, data.tokens_TD)
     return columns
 
 
 def curve_png(result: ConceptResult) -> bytes:
-    """Adapter size against quality, one point per rung, the pick marked."""
+    """Adapter size against quality, one point per rung after the same share of the training; the finished pick."""
     from matplotlib.figure import Figure
 
-    rows = [row for row in result.table if row["state"] == "done"]
+    rows = result.compared
     figure = Figure(figsize=(5, 3.2), layout="constrained")
     axes = figure.subplots()
     for size in sorted({row["data_size"] for row in rows}):
@@ -140,7 +141,8 @@ def curve_png(result: ConceptResult) -> bytes:
         axes.plot(*zip(*points, strict=True), marker="o", label=f"{size} pairs")
     axes.plot([result.adapter_bytes / 1000], [result.metric or 0.0], "k*", markersize=14, label="pick", zorder=0)
     axes.set(xlabel="adapter, kB", ylabel=f"{result.metric_name} (lower is better)", title=result.concept)
-    axes.legend(fontsize=8)
+    part = min(row.get("until", 1.0) for row in rows)
+    axes.legend(fontsize=8, title=f"after {100 * part:.3g} % of the training" if part < 1 else None)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return buffer.getvalue()

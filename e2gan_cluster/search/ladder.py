@@ -11,6 +11,7 @@ Example:
     ...     case Done(rung): print(rung)
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -42,6 +43,8 @@ class LadderRules:
         climb: ``up``: from the smallest, until a rung no longer gains; ``target``: largest first, then up from the
             smallest until one is within tolerance of it.
         tolerance: Relative.
+        screen_fraction: Share of a training after which rungs are compared; only the pick is trained to its end.
+            1 = every rung to its end.
         stop_fraction: Share of a trial after which a hopeless one stops; 0 = never.
         stop_margin: Relative: worse than the best rung at the same point by more = hopeless.
         seeds: Trials per rung.
@@ -56,8 +59,11 @@ class LadderRules:
     stop_fraction: float = 0.25
     stop_margin: float = 0.25
     seeds: int = 1
+    screen_fraction: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0 < self.screen_fraction <= 1:
+            raise ValueError(f"screen_fraction must be above 0 and at most 1, got {self.screen_fraction}")
         for name, rungs in (("multipliers", self.multipliers), ("sizes", self.sizes)):
             if not rungs or list(rungs) != sorted(set(rungs)) or rungs[0] <= 0:
                 raise ValueError(f"{name} must be rising and above 0, got {rungs}")
@@ -83,6 +89,7 @@ class LadderRules:
             stop_fraction=search.early_stop_fraction,
             stop_margin=search.early_stop_margin,
             seeds=search.seed_count,
+            screen_fraction=search.screen_fraction,
         )
 
 
@@ -105,11 +112,12 @@ class Done:
 
 
 class _NeedError(Exception):
-    """The plan cannot go on without the score of these rungs."""
+    """The plan cannot go on without the score of these rungs, trained this far."""
 
-    def __init__(self, *rungs: Rung) -> None:
+    def __init__(self, *rungs: Rung, until: float) -> None:
         super().__init__(rungs)
         self.rungs = rungs
+        self.until = until
 
 
 class ConceptLadder:
@@ -127,20 +135,21 @@ class ConceptLadder:
         self.init = init
         self.records: dict[str, TrialRecord] = {}
         self.running: set[str] = set()
+        self._until = rules.screen_fraction if rules.mode == "ladder" else 1.0
 
     def next(self) -> TrialSpec | Wait | Done:
         """The next trial to start, marked as running; or `Wait`; or `Done`."""
         try:
             rung = self._pick()
+            self._need(rung, until=1.0)
         except _NeedError as need:
             for rung in need.rungs:
-                for seed_index in range(self.rules.seeds):
-                    spec = TrialSpec(self.concept, rung.multiplier, rung.size, seed_index, self._stops(), self.init)
+                for spec in self._specs(rung, need.until):
                     if spec.trial_id not in self.records and spec.trial_id not in self.running:
                         self.running.add(spec.trial_id)
                         return spec
             return Wait()
-        best = min(self._of(rung), key=lambda record: (record.metric, record.spec.seed_index))
+        best = min(self._of(rung, 1.0), key=lambda record: (record.metric, record.spec.seed_index))
         return Done(rung, best.spec.trial_id)
 
     def report(self, record: TrialRecord) -> None:
@@ -152,13 +161,20 @@ class ConceptLadder:
         """A trial that was handed out did not finish; it may be handed out again."""
         self.running.discard(trial_id)
 
-    def _of(self, rung: Rung) -> list[TrialRecord]:
-        found = (self.records.get(TrialSpec(self.concept, *rung, i).trial_id) for i in range(self.rules.seeds))
-        return [record for record in found if record is not None]
+    def _specs(self, rung: Rung, until: float) -> list[TrialSpec]:
+        stops = self._stops() if self._until == 1 else ()
+        return [
+            TrialSpec(self.concept, rung.multiplier, rung.size, seed, stops, self.init, until=until)
+            for seed in range(self.rules.seeds)
+        ]
 
-    def _score(self, rung: Rung) -> float | None:
+    def _of(self, rung: Rung, until: float) -> list[TrialRecord]:
+        specs = (TrialSpec(self.concept, *rung, seed, until=until) for seed in range(self.rules.seeds))
+        return [record for spec in specs if (record := self.records.get(spec.trial_id)) is not None]
+
+    def _score(self, rung: Rung, until: float) -> float | None:
         """Mean metric over the seeds, infinite for a hopeless rung, None if trials are missing."""
-        records = self._of(rung)
+        records = self._of(rung, until)
         if len(records) < self.rules.seeds:
             return None
         if any(record.state == "hopeless" for record in records):
@@ -166,7 +182,7 @@ class ConceptLadder:
         return sum(record.metric for record in records) / len(records)
 
     def _scores(self, rungs: Sequence[Rung]) -> dict[Rung, float]:
-        return {rung: score for rung in rungs if (score := self._score(rung)) is not None}
+        return {rung: score for rung in rungs if (score := self._score(rung, self._until)) is not None}
 
     def _cells(self) -> list[Rung]:
         return [Rung(m, n) for m in self.rules.multipliers for n in self.rules.sizes]
@@ -177,7 +193,7 @@ class ConceptLadder:
         scores = self._scores(self._cells())
         if rules.mode != "ladder" or not rules.stop_fraction or not scores:
             return ()
-        best = self._of(min(scores, key=lambda rung: (scores[rung], rung)))
+        best = self._of(min(scores, key=lambda rung: (scores[rung], rung)), self._until)
         values = [value for record in best if (value := record.at(rules.stop_fraction)) is not None]
         if not values:
             return ()
@@ -187,7 +203,7 @@ class ConceptLadder:
     def _pick(self) -> Rung:
         ranks, sizes = self.rules.multipliers, self.rules.sizes
         if self.rules.mode == "fixed":
-            return self._target([Rung(ranks[-1], sizes[-1])])
+            return Rung(ranks[-1], sizes[-1])
         if self.rules.mode == "grid":
             return self._all(self._cells())
         climb = self._up if self.rules.climb == "up" else self._target
@@ -201,24 +217,29 @@ class ConceptLadder:
         size = climb([Rung(ranks[-1], n) for n in sizes]).size
         return self._target([Rung(m, size) for m in ranks])
 
-    def _need(self, rung: Rung) -> float:
-        score = self._score(rung)
+    def _need(self, rung: Rung, until: float | None = None) -> float:
+        until = self._until if until is None else until
+        score = self._score(rung, until)
         if score is None:
-            raise _NeedError(rung)
+            raise _NeedError(rung, until=until)
         return score
 
     def _up(self, rungs: Sequence[Rung]) -> Rung:
+        if len(rungs) == 1:
+            return rungs[0]
         best = self._need(rungs[0])
         tried = [rungs[0]]
         for rung in rungs[1:]:
             score = self._need(rung)
             tried.append(rung)
-            if not score < best - self.rules.tolerance * abs(best):
+            if not score < best - self._slack(best):
                 break
             best = score
         return self._smallest(self._scores(tried))
 
     def _target(self, rungs: Sequence[Rung]) -> Rung:
+        if len(rungs) == 1:
+            return rungs[0]
         tried = {rungs[-1]: self._need(rungs[-1])}
         for rung in rungs[:-1]:
             tried[rung] = self._need(rung)
@@ -227,14 +248,29 @@ class ConceptLadder:
         return self._smallest(tried)
 
     def _all(self, rungs: Sequence[Rung]) -> Rung:
-        missing = [rung for rung in rungs if self._score(rung) is None]
+        missing = [rung for rung in rungs if self._score(rung, self._until) is None]
         if missing:
-            raise _NeedError(*missing)
+            raise _NeedError(*missing, until=self._until)
         return self._smallest(self._scores(rungs))
 
     def _smallest(self, scores: dict[Rung, float]) -> Rung:
         best = min(scores.values())
-        return min(r for r, score in scores.items() if score <= best + self.rules.tolerance * abs(best))
+        return min(r for r, score in scores.items() if score <= best + self._slack(best))
+
+    def _slack(self, best: float) -> float:
+        """What counts as equal: the tolerance, or a standard error between seeds where that is more."""
+        return max(self.rules.tolerance, self._noise()) * abs(best)
+
+    def _noise(self) -> float:
+        """Standard error of the difference of two rungs, relative, pooled over all rungs so far; 0 with one seed."""
+        seeds = self.rules.seeds
+        variances = []
+        for rung in self._scores(self._cells()) if seeds > 1 else ():
+            metrics = [record.metric for record in self._of(rung, self._until) if record.state != "hopeless"]
+            mean = sum(metrics) / max(len(metrics), 1)
+            if len(metrics) == seeds and mean:
+                variances.append(sum((m - mean) ** 2 for m in metrics) / (seeds - 1) / mean**2)
+        return math.sqrt(2 / seeds * sum(variances) / len(variances)) if variances else 0.0
 
 
 def _scaled(rungs: Sequence[int], step: int, steps: int) -> int:

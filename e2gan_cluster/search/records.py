@@ -18,7 +18,7 @@ from e2gan_cluster.errors import IntegrityError
 from e2gan_cluster.storage import keys
 from e2gan_cluster.storage.base import ObjectStore
 
-TrialState = Literal["done", "hopeless"]
+TrialState = Literal["done", "screened", "hopeless"]
 ConceptState = Literal["done", "failed", "stopped"]
 _T = TypeVar("_T", "TrialRecord", "ConceptResult")
 
@@ -33,6 +33,7 @@ class TrialSpec:
         data_size: Rung of the data ladder: training pairs.
         seed_index: Repetition of the rung.
         stop_above: (share of the training, metric): worse than this there = hopeless, stop.
+        until: Share of the training after which it ends; below 1 = only to compare rungs.
         init: Key prefix of the adapter to start from, empty = zero change.
         final: Instead of training, measure the pick and write the concept's result.
     """
@@ -44,11 +45,19 @@ class TrialSpec:
     stop_above: tuple[tuple[float, float], ...] = ()
     init: str | None = None
     final: bool = False
+    until: float = 1.0
+
+    @property
+    def training_id(self) -> str:
+        """Name of the training; a trial that ends early is the beginning of the whole one."""
+        return f"r{self.multiplier}-n{self.data_size}-s{self.seed_index}"
 
     @property
     def trial_id(self) -> str:
         """Name of the trial within its concept's search, usable in a key."""
-        return "final" if self.final else f"r{self.multiplier}-n{self.data_size}-s{self.seed_index}"
+        if self.final:
+            return "final"
+        return self.training_id if self.until >= 1 else f"{self.training_id}-p{round(1000 * self.until)}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -93,7 +102,8 @@ class TrialRecord:
 
     Attributes:
         spec: What was asked.
-        state: ``done``, or ``hopeless``: stopped early.
+        state: ``done``; ``screened``: ended at the share of the training that was asked for; ``hopeless``: stopped
+            before.
         metric: Last value of the search's metric, lower is better.
         curve: All evaluations.
         ranks: Layer -> LoRA rank.
@@ -126,8 +136,8 @@ class TrialRecord:
         """The trial as a row of its concept's ladder table."""
         return {
             "trial": self.spec.trial_id, "multiplier": self.spec.multiplier, "data_size": self.spec.data_size,
-            "seed": self.spec.seed_index, "state": self.state, "metric": self.metric, "images": self.images,
-            "seconds": round(self.seconds, 3), "adapter_bytes": self.adapter_bytes,
+            "seed": self.spec.seed_index, "until": self.spec.until, "state": self.state, "metric": self.metric,
+            "images": self.images, "seconds": round(self.seconds, 3), "adapter_bytes": self.adapter_bytes,
             "parameters": self.trained_parameters,
         }  # fmt: skip
 
@@ -164,8 +174,8 @@ class ConceptResult:
         metrics: Metrics of the pick on held-out photos.
         base_metrics: Metrics of the base without an adapter, given the new prompt.
         identity_metrics: Metrics of the unchanged photo.
-        table: One row per trial: trial, multiplier, data_size, seed, state, metric, images, seconds, adapter_bytes,
-            parameters.
+        table: One row per trial: trial, multiplier, data_size, seed, until, state, metric, images, seconds,
+            adapter_bytes, parameters.
         trials: Trials trained.
         seconds: Worker seconds of all trials.
         images: Training images of all trials.
@@ -201,6 +211,17 @@ class ConceptResult:
     init: str | None = None
     heldout: int = 0
     failure: str | None = None
+
+    @property
+    def compared(self) -> list[dict[str, Any]]:
+        """Rows of the table whose metrics can be compared: all after the same share of the training."""
+        screened = [row for row in self.table if row.get("state") == "screened"]
+        return screened or [row for row in self.table if row.get("state") == "done" and row.get("metric") is not None]
+
+    @property
+    def training_images(self) -> int:
+        """Images of one whole training, that of the pick."""
+        return next((row["images"] for row in self.table if row.get("trial") == self.pick), 0)
 
     def to_json(self) -> bytes:
         """Canonical JSON."""

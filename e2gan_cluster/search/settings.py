@@ -74,7 +74,7 @@ class SearchSetting:
 
     def seed(self, concept: str, spec: TrialSpec) -> int:
         """Seed of a trial, from what it is and nothing else; below 2**31."""
-        text = f"{self.config.seed}|{concept}|{spec.trial_id}"
+        text = f"{self.config.seed}|{concept}|{spec.training_id}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 

@@ -27,6 +27,7 @@ def log_trial(tracker: "Tracker | NullTracker", record: TrialRecord, metric_name
         "rank_multiplier": spec.multiplier,
         "data_size": spec.data_size,
         "seed": spec.seed_index,
+        "until": spec.until,
         "lr": lr,
         "base_id": base_id,
         "concept": spec.concept,

@@ -60,7 +60,7 @@ def _trial_rows(warm: WarmWorker, concept: Concept, fingerprint: str, spec: Tria
         started = time.monotonic()
     training = _open_training(warm, concept, spec)
     hopeless = False
-    for fraction in _fractions(warm.config.search.early_stop_fraction):
+    for fraction in _fractions(warm.config.search.early_stop_fraction, spec.until):
         for images in training.until(fraction):
             yield {"images": images, "of": training.cfg.images}
         hopeless = _is_hopeless(spec, fraction, training.evaluate(fraction))
@@ -71,7 +71,7 @@ def _trial_rows(warm: WarmWorker, concept: Concept, fingerprint: str, spec: Tria
         warm.store.put(keys.search_trial_adapter(concept.name, fingerprint, spec.trial_id, name), content)
     record = TrialRecord(
         spec=spec,
-        state="hopeless" if hopeless else "done",
+        state="hopeless" if hopeless else "done" if spec.until >= 1 else "screened",
         metric=training.curve[-1].metric,
         curve=tuple(training.curve),
         ranks=training.ranks,
@@ -98,9 +98,9 @@ def _open_training(warm: WarmWorker, concept: Concept, spec: TrialSpec) -> Adapt
     )
 
 
-def _fractions(stop: float) -> list[float]:
-    """Shares of a training at which it is measured."""
-    return sorted({fraction for fraction in (stop, 0.5, 1.0) if fraction > 0})
+def _fractions(stop: float, until: float) -> list[float]:
+    """Shares of a training at which a trial is measured."""
+    return sorted({fraction for fraction in (stop, 0.5, until) if 0 < fraction <= until})
 
 
 def _is_hopeless(spec: TrialSpec, fraction: float, metric: float) -> bool:

@@ -74,7 +74,7 @@ def _position(r: int, count: int) -> str:
 
 
 def _chart(result: ConceptResult, concept: ConceptView, metric: str) -> tuple[str, list[dict[str, Any]]]:
-    done = [row for row in result.table if row.get("state") == "done" and row.get("metric") is not None]
+    done = result.compared
     sizes = sorted({int(row["data_size"]) for row in done})
     series = {
         f"{pairs} pairs": [
@@ -96,9 +96,10 @@ def _ladder(result: ConceptResult, metric: str) -> list[dict[str, Any]]:
     rungs = []
     for row in result.table:
         seed = f", seed {row['seed']}" if row.get("seed") else ""
+        part = f", {100 * row['until']:.3g} %" if row.get("until", 1.0) < 1 else ""
         rungs.append(
             {
-                "rung": f"ranks ×{row.get('multiplier', '?')}{seed}",
+                "rung": f"ranks ×{row.get('multiplier', '?')}{seed}{part}",
                 "pairs": row.get("data_size", ""),
                 "metric": number(float(row["metric"])) if row.get("metric") is not None else "",
                 "bytes": size(float(row.get("adapter_bytes") or 0)) if row.get("adapter_bytes") else "",

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -19,9 +20,9 @@ def trial(spec: TrialSpec, final: float, fraction: float = 0.25, early: float | 
     early = 2 * final if early is None else early
     points = [Point(fraction, 10, early)]
     hopeless = any(early > limit for _, limit in spec.stop_above)
-    if not hopeless:
+    if spec.until == 1 and not hopeless:
         points.append(Point(1.0, 40, final))
-    state = "hopeless" if hopeless else "done"
+    state = "hopeless" if hopeless else "done" if spec.until == 1 else "screened"
     return TrialRecord(spec, state, points[-1].metric, tuple(points), {}, points[-1].images, 1.0, 0)
 
 
@@ -142,6 +143,46 @@ def test_more_seeds_run_together_and_the_best_of_the_pick_is_kept() -> None:
     assert ladder.next() == Done(Rung(1, 50), "r1-n50-s1")
 
 
+@pytest.mark.parametrize("order", [*ORDERS, "joint"])
+@pytest.mark.parametrize("climbing", ["up", "target"])
+@given(grid=falling_grid(st.floats(0, 0.4)))
+@settings(max_examples=60, deadline=None)
+def test_screened_search_costs_at_most_two_and_a_half_trainings_and_ends_with_the_pick_trained_whole(
+    climbing: Climb, order: Order, grid: dict[Rung, float]
+) -> None:
+    rules = LadderRules((1, 2, 4), (50, 100, 200, 400), order=order, climb=climbing, screen_fraction=0.25)
+    pick, tried = climb(rules, grid.__getitem__)
+    assert [spec.until for spec in tried] == [0.25] * (len(tried) - 1) + [1.0]
+    assert Rung(tried[-1].multiplier, tried[-1].data_size) == pick
+    assert sum(spec.until for spec in tried) <= 2.5
+
+
+@given(grid=falling_grid(st.floats(0, 0.4)))
+@settings(max_examples=60, deadline=None)
+def test_screening_picks_what_whole_trainings_pick_where_curves_keep_their_order(grid: dict[Rung, float]) -> None:
+    rules = LadderRules(RULES.multipliers, RULES.sizes, climb="target", stop_margin=1e9)
+    whole, _ = climb(rules, grid.__getitem__)
+    # `trial` gives every curve twice its final metric at a quarter.
+    assert climb(replace(rules, screen_fraction=0.25), grid.__getitem__)[0] == whole
+
+
+def test_a_lone_rung_is_not_screened() -> None:
+    pick, tried = climb(LadderRules((2,), (50,), screen_fraction=0.25), lambda _: 0.3)
+    assert (pick, [spec.until for spec in tried]) == (Rung(2, 50), [1.0])
+
+
+def test_a_gain_smaller_than_the_noise_between_seeds_does_not_count() -> None:
+    def run(noise: float) -> Rung:
+        ladder = ConceptLadder("oil", LadderRules((1, 2), (50,), seeds=2, tolerance=0.01))
+        while not isinstance(step := ladder.next(), Done):
+            assert isinstance(step, TrialSpec)
+            ladder.report(trial(step, 0.3 / step.multiplier**0.1 + noise * step.seed_index))
+        return step.rung
+
+    assert run(noise=0.001) == Rung(2, 50), "7 % better, seeds agree"
+    assert run(noise=0.1) == Rung(1, 50)
+
+
 def test_lost_trial_is_handed_out_again() -> None:
     ladder = ConceptLadder("oil", RULES)
     spec = ladder.next()
@@ -160,13 +201,15 @@ def prefixes(rules: LadderRules, metric: Metric) -> Iterator[tuple[int, ConceptL
         yield count, ladder
 
 
+@pytest.mark.parametrize("screen_fraction", [0.25, 1.0])
 @pytest.mark.parametrize("climbing", ["up", "target"])
 @given(grid=falling_grid(st.floats(0, 0.3)))
 @settings(max_examples=30, deadline=None)
 def test_ladder_replayed_from_any_prefix_of_its_records_goes_on_as_before(
-    climbing: Climb, grid: dict[Rung, float]
+    climbing: Climb, screen_fraction: float, grid: dict[Rung, float]
 ) -> None:
-    rules = LadderRules((1, 2, 4, 8), (50, 100, 200, 400), climb=climbing, stop_margin=0.1)
+    sizes = (50, 100, 200, 400)
+    rules = LadderRules((1, 2, 4, 8), sizes, climb=climbing, stop_margin=0.1, screen_fraction=screen_fraction)
     whole_pick, whole = climb(rules, grid.__getitem__)
     for count, ladder in prefixes(rules, grid.__getitem__):
         rest = []

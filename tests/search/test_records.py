@@ -18,12 +18,13 @@ SPEC = st.builds(
     data_size=COUNT,
     stop_above=st.lists(st.tuples(NUMBER, NUMBER), max_size=2).map(tuple),
     init=st.none() | st.text(max_size=5),
+    until=st.floats(0.01, 1),
 )
 FILES = st.lists(st.builds(StoredFile, name=st.text(max_size=9), size=COUNT, sha256=st.text(max_size=4)), max_size=2)
 RECORD = st.builds(
     TrialRecord,
     spec=SPEC,
-    state=st.sampled_from(["done", "hopeless"]),
+    state=st.sampled_from(["done", "screened", "hopeless"]),
     metric=NUMBER,
     curve=st.lists(
         st.builds(Point, NUMBER, COUNT, NUMBER, st.dictionaries(st.text(max_size=3), NUMBER)), max_size=3
@@ -64,3 +65,6 @@ def test_trial_id_tells_every_field_that_makes_a_rung() -> None:
     spec = TrialSpec("oil", 2, 100, 1)
     assert spec.trial_id == "r2-n100-s1"
     assert dataclasses.replace(spec, final=True).trial_id == "final"
+    screened = dataclasses.replace(spec, until=0.125)
+    assert screened.trial_id == "r2-n100-s1-p125"
+    assert screened.training_id == spec.training_id, "the beginning of the same training"

@@ -66,13 +66,15 @@ def test_picked_adapter_is_loaded_by_stock_peft_and_scores_as_recorded(
     output = run_generator(stock, heldout.inputs_NHWC, tokens)
     measured = evaluate_outputs(heldout.inputs_NHWC, heldout.edits_NHWC, output, ["l1"])["l1"]
     assert measured == pytest.approx(result.metric, abs=1e-6)
-    assert measured < 0.8 * result.base_metrics["l1"], "the adapter learned the edit"
+    assert measured < 0.85 * result.base_metrics["l1"], "the adapter learned the edit"
 
 
 def test_result_holds_ladder_metrics_and_pictures(world: World, results: dict[str, ConceptResult]) -> None:
     result = results["warm"]
     assert result.state == "done"
-    assert {row["trial"] for row in result.table} >= {"r1-n12-s0", "r2-n12-s0"}
+    assert {row["trial"] for row in result.table} >= {"r1-n12-s0-p250", "r2-n12-s0-p250", result.pick}
+    assert [row["trial"] for row in result.table if row["state"] == "done"] == [result.pick]
+    assert result.images <= 2.5 * result.training_images
     assert (
         set(result.metrics)
         == set(result.base_metrics)
@@ -163,7 +165,7 @@ def test_failing_concepts_are_reported_with_reasons_and_others_go_on(
 
 
 def test_diverging_training_fails_its_concept_before_an_adapter_is_stored(tmp_path: Path) -> None:
-    world = search_world.make_world(tmp_path, ("invert",), train={"images": 16, "lr": 1e30})
+    world = search_world.make_world(tmp_path, ("invert",), screen_fraction=1, train={"images": 16, "lr": 1e30})
     result = search(world)["invert"]
     assert result.state == "failed"
     assert "inf" in str(result.failure) or "nan" in str(result.failure)
