@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from e2gan_cluster.export.adapter_export import ExportResult
     from e2gan_cluster.export.base_export import BaseExport
     from e2gan_cluster.search.records import ConceptResult
+    from e2gan_cluster.text.encoder import PromptEncoder
     from e2gan_cluster.train.base_store import Base
 
 PARITY_PHOTOS = 8
@@ -167,6 +168,14 @@ def _warm_base(storage: str, base_id: str) -> tuple["Base", "BaseExport"]:
     return load_base(store, base_id), BaseExport.of(folder, bundle.manifest.meta)
 
 
+@lru_cache(maxsize=1)
+def _warm_encoder(max_tokens: int) -> "PromptEncoder":
+    """The text encoder, kept for the life of a worker process."""
+    from e2gan_cluster.text.encoder import PromptEncoder
+
+    return PromptEncoder(max_tokens=max_tokens)
+
+
 def _adapter_files(store: ObjectStore, result: "ConceptResult") -> dict[str, bytes]:
     prefix = result.adapter_key_prefix
     return {file.name: store.get(prefix + file.name, sha256=file.sha256, size=file.size) for file in result.files}
@@ -176,9 +185,7 @@ def _prompt(config: RunConfig, concept: Concept) -> tuple[Any, bytes]:
     """The prompt's tokens [T, D], and the file a phone gets instead of a text encoder."""
     from safetensors.numpy import save
 
-    from e2gan_cluster.text.encoder import PromptEncoder
-
-    embedding = PromptEncoder(max_tokens=config.nets.text_tokens).encode([concept.prompt])
+    embedding = _warm_encoder(config.nets.text_tokens).encode([concept.prompt])
     tokens, pooled = embedding.tokens_BTD[0].numpy(), embedding.pooled_BD[0].numpy()
     return tokens, save({"tokens": tokens, "pooled": pooled})
 
