@@ -16,16 +16,16 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
-from safetensors.numpy import save_file
 
 from e2gan_cluster.errors import BaseMismatchError
 from e2gan_cluster.evaluate.inference import to_signed
 from e2gan_cluster.evaluate.metrics import MetricNets
 from e2gan_cluster.export import coreml, names, precision
 from e2gan_cluster.export.base_export import MAX_ERROR, BaseExport, BaseLike, fitted, graph_meta, open_session
-from e2gan_cluster.export.factors import Factors, effect_tensors, read_factors
+from e2gan_cluster.export.factors import Factors, effect_tensors, read_factors, tensor_file
 from e2gan_cluster.export.folding import HalfPrecision, OneEffect, merge
-from e2gan_cluster.export.graph import image_axes, image_example, save_graph, save_ort, to_onnx, with_effect
+from e2gan_cluster.export.graph import image_axes, image_example, save_graph, to_onnx, with_effect
+from e2gan_cluster.export.ort_file import save_ort
 from e2gan_cluster.export.parity import Parity, Probe, measure, reasons_to_drop, require_exact
 from e2gan_cluster.export.runtime import run_graph
 
@@ -151,7 +151,8 @@ def _make_adapter(job: _Job, result: ExportResult) -> None:
 def _make_required_inputs(job: _Job, result: ExportResult) -> None:
     path = job.path("required-inputs")
     tensors = effect_tensors(job.factors, job.tokens_TD, job.base_export.layers)
-    save_file(tensors, path, {names.META_FORMAT: str(names.FORMAT_VERSION), names.META_BASE: job.base_export.base_id})
+    metadata = {names.META_FORMAT: str(names.FORMAT_VERSION), names.META_BASE: job.base_export.base_id}
+    path.write_bytes(tensor_file(tensors, metadata))
     session = open_session(job.base_export.files[names.BASE_INPUTS_ONNX])
     _keep_exact(job, result, path, lambda x: run_graph(session, {names.IMAGE: x, **tensors}))
 

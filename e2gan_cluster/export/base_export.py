@@ -30,10 +30,10 @@ from e2gan_cluster.export.graph import (
     image_example,
     mobile_usability,
     save_graph,
-    save_ort,
     to_onnx,
     with_defaults,
 )
+from e2gan_cluster.export.ort_file import save_ort
 from e2gan_cluster.export.parity import Parity, Probe, measure, require_exact
 from e2gan_cluster.export.runtime import check_format_version, run_graph
 

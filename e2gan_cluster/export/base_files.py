@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from e2gan_cluster.errors import InputError
-from e2gan_cluster.export import names
 from e2gan_cluster.export.base_export import (
     MAX_ERROR,
     BaseExport,
@@ -56,7 +55,6 @@ def ensure_base_export(
     found = fetch_base_export(store, base.base_id, workdir)
     if found is None:
         found = export_base(base, layers, workdir, resolution)
-        _take_leftovers(store, found)
         check_base_export(base, found, photos_NHWC, max_error)
         publish_bundle(store, keys.mobile_file(base.base_id, ""), found.files, found.meta())
         return found
@@ -68,13 +66,6 @@ def ensure_base_export(
             "keep publish.resolution and the adapted parts, or publish to another storage",
         )
     return found
-
-
-def _take_leftovers(store: ObjectStore, export: BaseExport) -> None:
-    """Use the ORT file of a publish that was interrupted: its bytes differ from one conversion to the next."""
-    key = keys.mobile_file(export.base_id, names.BASE_ORT)
-    if store.head(key) is not None:
-        export.files[names.BASE_ORT].write_bytes(store.get(key))
 
 
 def fetch_base_export(store: ObjectStore, base_id: str, workdir: Path) -> BaseExport | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load
+from safetensors.numpy import load, save
 
 from e2gan_cluster.errors import IntegrityError
 from e2gan_cluster.export.names import TEXT, lora_a, lora_b
@@ -130,3 +130,19 @@ def effect_tensors(
         tensors[lora_a(layer)] = np.ascontiguousarray(pair.a_RI)
         tensors[lora_b(layer)] = np.ascontiguousarray(pair.b_OR)
     return tensors
+
+
+def tensor_file(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file, the same bytes for the same content: the library writes metadata in random order.
+
+    Args:
+        tensors: Values by name.
+        metadata: Facts for the header.
+    """
+    data = save(dict(tensors), dict(metadata))
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header = {"__metadata__": dict(sorted(header.pop("__metadata__", {}).items())), **header}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    assert len(text) <= end - 8
+    return data[:8] + text.ljust(end - 8) + data[end:]

@@ -1,4 +1,4 @@
-"""torch module to ONNX graph, and what is done to a graph afterwards: names, defaults, checks, ORT format.
+"""torch module to ONNX graph, and what is done to a graph afterwards: names, defaults, checks.
 
 Example:
     >>> program = to_onnx(module, (image, text), [IMAGE, TEXT], resolution=None)
@@ -87,7 +87,7 @@ def to_onnx(
         del model.graph.metadata_props[:]
         check_model(model, opset)
     except (RuntimeError, onnx.checker.ValidationError, torch.onnx.OnnxExporterError) as error:
-        raise ExportError(f"the generator cannot be exported to ONNX opset {opset}: {_first_line(error)}") from error
+        raise ExportError(f"the generator cannot be exported to ONNX opset {opset}: {first_line(error)}") from error
     return model
 
 
@@ -165,26 +165,6 @@ def save_graph(model: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) 
     return path
 
 
-def save_ort(onnx_path: Path, ort_path: Path) -> Path:
-    """Converts to ONNX Runtime's own format, optimised for any CPU (no layout of this machine's).
-
-    Raises:
-        ExportError: ONNX Runtime refuses the graph.
-    """
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.add_session_config_entry("session.save_model_format", "ORT")
-    options.optimized_model_filepath = str(ort_path)
-    try:
-        ort.InferenceSession(str(onnx_path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise ExportError(f"{onnx_path.name} cannot be converted to ORT format: {_first_line(error)}") from error
-    return ort_path
-
-
 def mobile_usability(onnx_path: Path) -> dict[str, str]:
     """Verdicts of ONNX Runtime's mobile usability check.
 
@@ -235,5 +215,6 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The beginning of an error's message, for a message of ours."""
     return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
