@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from e2gan_cluster import errors
+from e2gan_cluster import busy, errors
 from e2gan_cluster.batch import Batch
+from e2gan_cluster.config import RunConfig
 from e2gan_cluster.errors import UserError
 from e2gan_cluster.progress import Reporter
 from e2gan_cluster.ray_runtime import ray_session
@@ -36,7 +37,8 @@ class Outcome:
     Attributes:
         done: New concepts that are adapted (and published, where that stage ran).
         failed: Concept -> reason.
-        stages: Stage -> record with `state`, `seconds`, `started_at`.
+        stages: Stage -> record with `state`, `seconds`, `started_at`, and `busy_s`: the part of `seconds` that its
+            workers spent on edits, training and measuring, were all of them busy at once.
         base_id: Base in use, once there is one.
         versions: Concept -> published version.
     """
@@ -53,6 +55,16 @@ class Outcome:
         if not self.failed:
             return errors.EXIT_OK
         return errors.EXIT_SOME_FAILED if self.done else errors.EXIT_NOTHING_DONE
+
+    def outside(self, elapsed_s: float) -> dict[str, float]:
+        """Seconds beside edits, training and measuring, by stage, and what of ``elapsed_s`` was spent before them.
+
+        A stage's seconds in which only some of its workers had something to do count in part.
+        """
+        seconds = {name: float(record["seconds"]) for name, record in self.stages.items() if "seconds" in record}
+        busy_s = {name: float(self.stages[name].get("busy_s", 0.0)) for name in seconds}
+        start_s = max(0.0, elapsed_s - sum(seconds.values()))
+        return {"start": start_s} | {name: seconds[name] - busy_s[name] for name in seconds}
 
 
 @dataclass
@@ -102,7 +114,7 @@ def run_stages(
 
 def _timed(run: _Run, stage: Stage, work: Callable[[_Run], None]) -> None:
     record = {"state": "running", "started_at": datetime.now(UTC).isoformat(timespec="seconds")}
-    start = time.monotonic()
+    start, busy_start_s = time.monotonic(), busy.total_s()
     _record(run, stage, record)
     try:
         work(run)
@@ -111,7 +123,17 @@ def _timed(run: _Run, stage: Stage, work: Callable[[_Run], None]) -> None:
         state = "stopped" if isinstance(error, SystemExit | KeyboardInterrupt) else "failed"
         _record(run, stage, {**record, "state": state, "reason": reason, "seconds": time.monotonic() - start})
         raise
-    _record(run, stage, {**record, "state": "done", "seconds": time.monotonic() - start})
+    seconds = time.monotonic() - start
+    busy_s = min(seconds, (busy.total_s() - busy_start_s) / _workers(run.batch.config, stage))
+    _record(run, stage, {**record, "state": "done", "seconds": seconds, "busy_s": busy_s})
+
+
+def _workers(config: RunConfig, stage: Stage) -> int:
+    """Workers that a stage keeps busy at once; those of the base work on the same steps."""
+    many: dict[Stage, int] = {
+        "pairs": config.pairs.max_workers, "layers": config.search.num_workers, "adapt": config.search.num_workers
+    }  # fmt: skip
+    return many.get(stage, 1)
 
 
 def _record(run: _Run, stage: Stage, record: dict[str, Any]) -> None:

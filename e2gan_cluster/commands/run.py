@@ -171,12 +171,14 @@ def _print_outcome(batch: "Batch", outcome: "Outcome", elapsed_s: float, config:
         import json
 
         record = {"event": "end", "done": outcome.done, "failed": outcome.failed, "base_id": outcome.base_id}
-        typer.echo(json.dumps({**record, "versions": outcome.versions, "elapsed_s": elapsed_s}))
+        times = {"elapsed_s": elapsed_s, "outside_s": outcome.outside(elapsed_s)}
+        typer.echo(json.dumps({**record, "versions": outcome.versions, **times}))
         return
     typer.echo(f"\n{len(outcome.done)} concepts done, {len(outcome.failed)} failed, {elapsed_s:.0f} s")
     for name, reason in sorted(outcome.failed.items()):
         typer.echo(f"  {name}: {reason}")
     _print_results(batch, outcome)
+    _print_times(outcome, elapsed_s)
     typer.echo("\nnext:")
     typer.echo(f"  e2gan status --config {config}")
     typer.echo(f"  e2gan compare --config {config}")
@@ -185,6 +187,20 @@ def _print_outcome(batch: "Batch", outcome: "Outcome", elapsed_s: float, config:
         typer.echo(f"  e2gan pull --registry {batch.config.storage} --out build/effects {name}")
         typer.echo(f"  e2gan edit --registry {batch.config.storage} --concept {name} --image photo.jpg --out out.png")
     typer.echo(f"  mlflow server --backend-store-uri {tracking_uri(batch.config)}")
+
+
+def _print_times(outcome: "Outcome", elapsed_s: float) -> None:
+    """What the run spent beside edits, training and measuring; nothing where it did none of them."""
+    outside = outcome.outside(elapsed_s)
+    rest_s = sum(outside.values())
+    if not any(record.get("busy_s") for record in outcome.stages.values()):
+        return
+    parts = ", ".join(
+        f"{name} {outside_s:.0f} of {outcome.stages[name]['seconds']:.0f}" if name in outcome.stages else
+        f"{name} {outside_s:.0f}"
+        for name, outside_s in outside.items()
+    )  # fmt: skip
+    typer.echo(f"  beside edits, training and measuring: {rest_s / elapsed_s:.0%} of the time ({parts} s)")
 
 
 def _print_results(batch: "Batch", outcome: "Outcome") -> None:

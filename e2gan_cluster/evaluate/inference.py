@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from e2gan_cluster import busy
+
 
 def to_signed(images_NHWC: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
     """uint8 [N,H,W,3] to float32 [N,3,H,W] in [-1, 1]."""
@@ -21,6 +23,7 @@ def to_uint8(x_BCHW: torch.Tensor) -> np.ndarray:
     return scaled_BCHW.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
+@busy.working()
 def run_generator(
     generator: nn.Module, inputs_NHWC: np.ndarray, tokens_TD: torch.Tensor | np.ndarray, batch_size: int = 16
 ) -> np.ndarray:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
+from e2gan_cluster import busy
 from e2gan_cluster.errors import InputError
 from e2gan_cluster.evaluate.clip import ClipScorer
 from e2gan_cluster.evaluate.distances import direction_cosine, frechet_distance, kid
@@ -100,6 +101,7 @@ def check_metrics(metrics: Sequence[str]) -> None:
         raise InputError(f"Unknown metrics: {', '.join(unknown)}.", fix=f"choose from {', '.join(ALL_METRICS)}")
 
 
+@busy.working()
 def evaluate_outputs(
     source_NHWC: np.ndarray,
     reference_NHWC: np.ndarray,

@@ -10,11 +10,12 @@ import signal
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
 
 import numpy as np
 
+from e2gan_cluster import busy
 from e2gan_cluster.concepts import Concept
 from e2gan_cluster.config import RunConfig
 from e2gan_cluster.errors import StoreError, TeacherError, UserError
@@ -42,6 +43,7 @@ class ShardReport:
         fix: What to do about it, if known.
         marker: The done-marker, where it is finished.
         seconds: Time its worker spent on it.
+        work_s: The part of it in edits and filters.
     """
 
     concept: str
@@ -52,6 +54,7 @@ class ShardReport:
     fix: str = ""
     marker: DoneMarker | None = None
     seconds: float = 0.0
+    work_s: float = 0.0
 
     def to_json(self) -> str:
         """One line; read back by `from_json`."""
@@ -133,7 +136,7 @@ class ShardWorker:
         # The kernel ends this process if the shard hangs, even inside native code; Ray starts another.
         signal.setitimer(signal.ITIMER_REAL, self._timeout_s)
         try:
-            report = make_reported(self._maker, spec)
+            report = replace(make_reported(self._maker, spec), work_s=busy.take_s())
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
         ray.get(self._gate.end.remote(spec.concept, spec.name))
@@ -191,7 +194,9 @@ class RayPool:
             rows = cast(Generator[dict[str, Any]], iter(dataset.iter_rows()))
             with closing(rows):
                 for row in rows:
-                    yield ShardReport.from_json(row["report"])
+                    report = ShardReport.from_json(row["report"])
+                    busy.add(report.work_s)
+                    yield report
 
 
 class _quiet_context:

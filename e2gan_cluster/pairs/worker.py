@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from e2gan_cluster import busy
 from e2gan_cluster.concepts import Concept
 from e2gan_cluster.config import RunConfig
 from e2gan_cluster.errors import StoreError, TeacherError
@@ -164,10 +165,12 @@ class ShardMaker:
         seeds = [row_seed(self.config.seed, i.source_id, i.crop, concept.name) for i in spec.items]
         usable = [n for n, square in enumerate(squares) if square.image_HWC is not None]
         photos = [image for n in usable if (image := squares[n].image_HWC) is not None]
-        edits, errors = self._edit(photos, [seeds[n] for n in usable], concept)
+        with busy.working():
+            edits, errors = self._edit(photos, [seeds[n] for n in usable], concept)
         if usable and len(errors) == len(usable):
             raise TeacherError(f"the teacher failed on all {len(usable)} photos of a shard: {errors[0]}")
-        verdicts = self._judge(photos, edits, errors, concept)
+        with busy.working():
+            verdicts = self._judge(photos, edits, errors, concept)
         rows = []
         by_row = dict(zip(usable, range(len(usable)), strict=True))
         for n, (item, square) in enumerate(zip(spec.items, squares, strict=True)):

@@ -29,6 +29,7 @@ from ray import tune
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
+from e2gan_cluster import busy
 from e2gan_cluster.search.jobs import Job, JobSource, Runner, run_job, settle
 from e2gan_cluster.search.ladder import Wait
 
@@ -68,7 +69,7 @@ class JobTrial(tune.Trainable):
         """Go on to the job's next report."""
         row = next(self._rows, {"failure": "the job ended without an outcome"})
         # As text: Tune flattens nested results.
-        return {"row": json.dumps(row), "done": "outcome" in row or "failure" in row}
+        return {"row": json.dumps(row), "done": "outcome" in row or "failure" in row, "work_s": busy.take_s()}
 
 
 class _NotSaved:
@@ -114,6 +115,7 @@ class SourceSearcher(_NotSaved, Searcher):
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Pass progress on."""
         if not result.get("done") and trial_id in self._jobs:
+            busy.add(float(result.get("work_s", 0.0)))
             settle(self._source, self._jobs[trial_id], json.loads(result["row"]))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -121,6 +123,7 @@ class SourceSearcher(_NotSaved, Searcher):
         job = self._jobs.pop(trial_id, None)
         if job is None or self._should_stop():
             return
+        busy.add(float((result or {}).get("work_s", 0.0)))
         row: dict[str, Any] = json.loads((result or {}).get("row", "{}"))
         if error or not ({"outcome", "failure"} & set(row)):
             row = {"failure": f"the worker was lost {LOST_WORKER_RETRIES + 1} times (killed, or out of memory)"}

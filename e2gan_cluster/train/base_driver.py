@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from e2gan_cluster import busy
 from e2gan_cluster.concepts import Concept, load_catalogue
 from e2gan_cluster.config import RunConfig
 from e2gan_cluster.errors import InputError, TrainingError, UserError
@@ -129,18 +130,21 @@ class _Relay:
 
     def __init__(self) -> None:
         self._events: list[Event] = []
+        self._work_s = 0.0
         self._failure: UserError | None = None
         self._ended = False
 
-    def push(self, event: Event) -> bool:
-        """Queues an event; answers whether the run has ended."""
+    def push(self, event: Event, work_s: float) -> bool:
+        """Queues an event, with the seconds worked since the last; answers whether the run has ended."""
         self._events.append(event)
+        self._work_s += work_s
         return self._ended
 
-    def drain(self) -> list[Event]:
-        """All events since the last call."""
+    def drain(self) -> tuple[list[Event], float]:
+        """All events since the last call, and the seconds worked."""
         events, self._events = self._events, []
-        return events
+        work_s, self._work_s = self._work_s, 0.0
+        return events, work_s
 
     def fail(self, error: UserError) -> None:
         """A failure that another attempt would repeat."""
@@ -169,7 +173,7 @@ class _RayEvents:
     def emit(self, event: Event) -> None:
         import ray
 
-        if ray.get(self._relay.push.remote(event)):
+        if ray.get(self._relay.push.remote(event, busy.take_s())):
             raise TrainingError("the run was stopped")
 
 
@@ -258,7 +262,9 @@ def _fit(trainer: Any, relay: Any, listener: Listener) -> None:
 def _hand_on(relay: Any, listener: Listener) -> None:
     import ray
 
-    for event in ray.get(relay.drain.remote()):
+    events, work_s = ray.get(relay.drain.remote())
+    busy.add(work_s)
+    for event in events:
         listener.emit(event)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch._functorch.config as functorch
 
+from e2gan_cluster import busy
 from e2gan_cluster.config import TrainConfig
 from e2gan_cluster.errors import ConfigError, TrainingError
 from e2gan_cluster.nn.losses import Perceptual
@@ -130,6 +131,7 @@ def train(
             values = train_step(state, batch, cfg, perceptual=perceptual, reduce=workers.reduce)
         elapsed_s = time.perf_counter() - started
         seconds += elapsed_s
+        busy.add(elapsed_s)
         window.add(values, cfg.batch_size, elapsed_s)
     if window.steps:
         window.flush(cfg, state)
