@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from e2gan_cluster import busy, errors
+from e2gan_cluster.ahead import ImportAhead
 from e2gan_cluster.batch import Batch
 from e2gan_cluster.config import RunConfig
 from e2gan_cluster.errors import UserError
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
     from e2gan_cluster.track.mlflow_tracker import NullTracker, Tracker
 
 Stage = Literal["pairs", "base", "layers", "adapt", "publish", "report"]
+_MODULES: dict[Stage, tuple[str, ...]] = {
+    "base": ("ray.train.torch", "e2gan_cluster.train.base_driver"),
+    "layers": ("e2gan_cluster.search.layers", "e2gan_cluster.search.tune_loop", "e2gan_cluster.nn.lora"),
+    "publish": ("e2gan_cluster.export.base_files", "torch.onnx"),
+}
+"""What stages import in this process that takes seconds."""
 STAGES: tuple[Stage, ...] = ("pairs", "base", "layers", "adapt", "publish", "report")
 
 
@@ -76,10 +83,12 @@ class _Run:
     tracker: "Tracker | NullTracker"
     outcome: Outcome
     stack: ExitStack
+    ahead: ImportAhead
 
     def need_ray(self) -> None:
         """Start or join Ray, once, for the rest of the run."""
         self.stack.enter_context(ray_session(self.batch.config.ray))
+        self.ahead.start()
 
     def alive(self) -> list[Any]:
         """New concepts that have not failed."""
@@ -105,7 +114,9 @@ def run_stages(
         "pairs": _pairs, "base": _base, "layers": _layers, "adapt": _adapt, "publish": _publish, "report": _report,
     }  # fmt: skip
     with ExitStack() as stack:
-        run = _Run(batch, reporter, tracker, outcome, stack)
+        ahead = ImportAhead({stage: _MODULES[stage] for stage in STAGES if stage in stages and stage in _MODULES})
+        stack.callback(ahead.close)
+        run = _Run(batch, reporter, tracker, outcome, stack, ahead)
         for stage in STAGES:
             if stage in stages:
                 _timed(run, stage, work[stage])
@@ -117,6 +128,7 @@ def _timed(run: _Run, stage: Stage, work: Callable[[_Run], None]) -> None:
     start, busy_start_s = time.monotonic(), busy.total_s()
     _record(run, stage, record)
     try:
+        run.ahead.wait(stage)
         work(run)
     except BaseException as error:
         reason = str(error).splitlines()[0] if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

@@ -13,7 +13,19 @@ PACKAGE = "e2gan_cluster"
 
 # Lower to higher: a module may import what stands in an earlier row, or its own package. The most exact name counts.
 LAYERS: list[list[str]] = [
-    ["errors", "names", "redact", "yaml_io", "config", "config_io", "concepts", "progress", "busy", "__init__"],
+    [
+        "errors",
+        "names",
+        "redact",
+        "yaml_io",
+        "config",
+        "config_io",
+        "concepts",
+        "progress",
+        "busy",
+        "ahead",
+        "__init__",
+    ],
     ["storage"],
     ["nn", "text"],
     ["evaluate"],

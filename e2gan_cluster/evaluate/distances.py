@@ -6,7 +6,6 @@ Example:
 
 import numpy as np
 import torch
-from torchmetrics.image.kid import maximum_mean_discrepancy, poly_kernel
 
 from e2gan_cluster.errors import InputError
 
@@ -46,6 +45,8 @@ def kid(a_ND: np.ndarray, b_ND: np.ndarray, *, paired: bool = False, subset_size
 
 
 def _mmd(a: torch.Tensor, b: torch.Tensor, paired: bool) -> float:
+    from torchmetrics.image.kid import maximum_mean_discrepancy, poly_kernel
+
     k_ab = poly_kernel(a, b)
     value = maximum_mean_discrepancy(poly_kernel(a, a), k_ab, poly_kernel(b, b))
     if paired:

@@ -10,6 +10,7 @@ Example:
     {'l1': 0.081, 'kid': 0.042, 'lpips': 0.19}
 """
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,6 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from e2gan_cluster import busy
 from e2gan_cluster.errors import InputError
@@ -101,7 +101,6 @@ def check_metrics(metrics: Sequence[str]) -> None:
         raise InputError(f"Unknown metrics: {', '.join(unknown)}.", fix=f"choose from {', '.join(ALL_METRICS)}")
 
 
-@busy.working()
 def evaluate_outputs(
     source_NHWC: np.ndarray,
     reference_NHWC: np.ndarray,
@@ -138,7 +137,10 @@ def evaluate_outputs(
     if len(source_NHWC) < (2 if set(metrics) & {"kid", "fd", "fid"} else 1):
         raise InputError(f"{len(source_NHWC)} held-out photos are too few to measure on.", fix="use at least 2")
     batch = _Batch(source_NHWC, reference_NHWC, output_NHWC, nets or MetricNets.load(metrics), prompt)
-    return {name: float(_METRICS[name](batch)) for name in metrics}
+    if set(metrics) & {"psnr", "ssim", "kid"}:
+        importlib.import_module("torchmetrics")  # takes a second, which is no measuring
+    with busy.working():
+        return {name: float(_METRICS[name](batch)) for name in metrics}
 
 
 @dataclass
@@ -186,6 +188,8 @@ def _l1(batch: _Batch) -> float:
 
 def _psnr(batch: _Batch) -> float:
     def per_image(a_BCHW: torch.Tensor, b_BCHW: torch.Tensor) -> torch.Tensor:
+        from torchmetrics.functional.image import peak_signal_noise_ratio
+
         value_B = peak_signal_noise_ratio(a_BCHW, b_BCHW, data_range=(-1.0, 1.0), reduction="none", dim=(1, 2, 3))
         return value_B.clamp_max(MAX_PSNR_DB)
 
@@ -194,6 +198,8 @@ def _psnr(batch: _Batch) -> float:
 
 def _ssim(batch: _Batch) -> float:
     def per_image(a_BCHW: torch.Tensor, b_BCHW: torch.Tensor) -> torch.Tensor:
+        from torchmetrics.functional.image import structural_similarity_index_measure
+
         value = structural_similarity_index_measure(a_BCHW, b_BCHW, data_range=(-1.0, 1.0), reduction="none")
         assert isinstance(value, torch.Tensor)
         return value.reshape(-1)

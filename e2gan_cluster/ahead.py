@@ -1,0 +1,61 @@
+"""Imports what later stages need while an earlier one works: torch and its like take seconds each.
+
+Example:
+    ahead = ImportAhead({"base": ["torch"], "publish": ["torch.onnx"]})
+    ahead.start()
+    ...
+    ahead.wait("base")
+"""
+
+import importlib
+import threading
+from collections.abc import Mapping, Sequence
+
+_CLOSE_S = 10.0
+
+
+class ImportAhead:
+    """A thread that imports modules stage by stage.
+
+    Two threads that import parts of one large package at once can each meet the other's half of it: a stage waits for
+    its own modules before it imports anything.
+
+    Args:
+        modules: Stage -> modules, in the order of the stages.
+    """
+
+    def __init__(self, modules: Mapping[str, Sequence[str]]) -> None:
+        self._modules = modules
+        self._done = {stage: threading.Event() for stage in modules}
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="import-ahead", daemon=True)
+
+    def start(self) -> None:
+        """Begin, unless that is done already."""
+        if self._thread.ident is None and not self._closing.is_set():
+            self._thread.start()
+
+    def wait(self, stage: str) -> None:
+        """Return once a stage's modules, and those of the stages before, are imported; at once if not started."""
+        if self._thread.ident is not None and stage in self._done:
+            self._done[stage].wait()
+
+    def close(self) -> None:
+        """Import no further module; an interpreter that ends in the middle of an import may crash."""
+        self._closing.set()
+        if self._thread.ident is not None:
+            self._thread.join(_CLOSE_S)
+
+    def _run(self) -> None:
+        try:
+            for stage, names in self._modules.items():
+                for name in names:
+                    if self._closing.is_set():
+                        return
+                    importlib.import_module(name)
+                self._done[stage].set()
+        except ImportError:
+            return  # the stage that needs it meets the same error, and says so
+        finally:
+            for event in self._done.values():
+                event.set()
