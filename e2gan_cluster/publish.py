@@ -132,6 +132,28 @@ def publish_concept(config: RunConfig, fingerprint: str, concept: Concept, resul
     return version
 
 
+def begin_base_files(config: RunConfig, store: ObjectStore, base_id: str) -> Callable[[], None]:
+    """Starts `publish_base_files` as a Ray task, beside what the caller does next; Ray must run.
+
+    Returns:
+        Waits for its end. Says nothing of a failure: `publish_batch` tries again, and meets it itself.
+    """
+    import ray
+
+    if find_manifest(store, keys.mobile_file(base_id, "")) is not None:
+        return lambda: None
+    task = ray.remote(num_cpus=0)(_base_files).remote(config, base_id)
+
+    def wait() -> None:
+        ray.wait([task])
+
+    return wait
+
+
+def _base_files(config: RunConfig, base_id: str) -> None:
+    publish_base_files(config, open_store(config.storage), base_id)
+
+
 def publish_base_files(config: RunConfig, store: ObjectStore, base_id: str) -> None:
     """Export the base for devices, once, and compare it with torch.
 

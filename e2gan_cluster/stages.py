@@ -83,7 +83,9 @@ class _Run:
     tracker: "Tracker | NullTracker"
     outcome: Outcome
     stack: ExitStack
+    stages: Sequence[Stage]
     ahead: ImportAhead
+    base_files: Callable[[], None] | None = None
 
     def need_ray(self) -> None:
         """Start or join Ray, once, for the rest of the run."""
@@ -116,7 +118,7 @@ def run_stages(
     with ExitStack() as stack:
         ahead = ImportAhead({stage: _MODULES[stage] for stage in STAGES if stage in stages and stage in _MODULES})
         stack.callback(ahead.close)
-        run = _Run(batch, reporter, tracker, outcome, stack, ahead)
+        run = _Run(batch, reporter, tracker, outcome, stack, stages, ahead)
         for stage in STAGES:
             if stage in stages:
                 _timed(run, stage, work[stage])
@@ -229,12 +231,17 @@ def _layers(run: _Run) -> None:
 
 
 def _adapt(run: _Run) -> None:
+    from e2gan_cluster.search.layer_table import load_layers
     from e2gan_cluster.search.tune_driver import adapt_concepts, adapt_pending
 
     batch = run.batch
     base_id = _base_id(run)
     if adapt_pending(batch.config, batch.store, base_id, run.alive()):
         run.need_ray()
+        if "publish" in run.stages and load_layers(batch.store, base_id) is not None:
+            from e2gan_cluster.publish import begin_base_files
+
+            run.base_files = begin_base_files(batch.config, batch.store, base_id)
     results = adapt_concepts(batch.config, batch.store, base_id, run.alive(), run.reporter, run.tracker)
     for name, result in results.items():
         if result.state == "done":
@@ -250,6 +257,8 @@ def _publish(run: _Run) -> None:
     for concept in run.alive():
         if concept.name not in results:
             run.outcome.failed[concept.name] = "publish: its search has not finished"
+    if run.base_files is not None:
+        run.base_files()
     versions, failed = publish_batch(run.batch, base_id, results, run.reporter, run.need_ray)
     run.outcome.versions.update(versions)
     run.outcome.failed |= {name: f"publish: {reason}" for name, reason in failed.items()}
