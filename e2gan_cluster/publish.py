@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from e2gan_cluster.text.encoder import PromptEncoder
     from e2gan_cluster.train.base_store import Base
 
-PARITY_PHOTOS = 8
-"""Held-out photos on which every exported file is compared with torch."""
-
 OUTPUTS = "outputs.png"
 """A strip of the adapter's outputs on the first held-out photos, for overviews."""
 
@@ -115,7 +112,7 @@ def publish_concept(config: RunConfig, fingerprint: str, concept: Concept, resul
     adapter = _adapter_files(store, result)
     with tempfile.TemporaryDirectory(prefix="e2gan-export-") as folder:
         tokens, prompt_file = _prompt(config, concept)
-        exported, outputs = _export(config, store, concept, base, base_export, adapter, tokens, Path(folder))
+        exported, outputs = _export(config, store, concept, result, base, base_export, adapter, tokens, Path(folder))
         files: dict[str, bytes] = {
             **adapter,
             "prompt.safetensors": prompt_file,
@@ -216,6 +213,7 @@ def _export(
     config: RunConfig,
     store: ObjectStore,
     concept: Concept,
+    result: "ConceptResult",
     base: "Base",
     base_export: "BaseExport",
     adapter: Mapping[str, bytes],
@@ -231,6 +229,7 @@ def _export(
     from e2gan_cluster.export.adapter_export import export_adapter
     from e2gan_cluster.nn.lora import load_adapter
     from e2gan_cluster.pairs.shards import load_pairs
+    from e2gan_cluster.search.records import PARITY_PHOTOS
 
     heldout = load_pairs(store, concept, "heldout", config)
     photos, edits = heldout.inputs_NHWC[:PARITY_PHOTOS], heldout.edits_NHWC[:PARITY_PHOTOS]
@@ -243,7 +242,9 @@ def _export(
         folder,
         photos,
         references_NHWC=edits,
-        metrics=["lpips"],
+        metrics=list(result.parity_metrics) or ["lpips"],
+        search_metrics=result.parity_metrics,
+        tolerance=config.search.tolerance,
         max_error=config.publish.max_error,
     )
     model = load_adapter(copy.deepcopy(base.generator), adapter, base.base_id)

@@ -26,7 +26,7 @@ from e2gan_cluster.export.factors import Factors, effect_tensors, read_factors, 
 from e2gan_cluster.export.folding import HalfPrecision, OneEffect, merge
 from e2gan_cluster.export.graph import image_axes, image_example, save_graph, to_onnx, with_effect
 from e2gan_cluster.export.ort_file import save_ort
-from e2gan_cluster.export.parity import Parity, Probe, measure, reasons_to_drop, require_exact
+from e2gan_cluster.export.parity import Parity, Probe, measure, reasons_to_drop, require_exact, require_found_again
 from e2gan_cluster.export.runtime import run_graph
 
 
@@ -68,6 +68,8 @@ def export_adapter(
     references_NHWC: np.ndarray | None = None,
     metrics: Sequence[str] = (),
     nets: MetricNets | None = None,
+    search_metrics: Mapping[str, float] | None = None,
+    tolerance: float = 0.02,
     max_error: float = MAX_ERROR,
 ) -> ExportResult:
     """Exports one adapter in the formats asked and checks each against torch.
@@ -83,6 +85,9 @@ def export_adapter(
         references_NHWC: The teacher's edits of these photos, to recompute ``metrics``.
         metrics: Names of metrics to recompute.
         nets: Networks of the metrics, and of LPIPS for fp16 and int8; loaded here if not given.
+        search_metrics: What the search measured on these photos; every fp32 file must score it again. Not compared
+            where the graph's fixed size is not that of the photos.
+        tolerance: Relative difference of a metric that the search takes for noise.
         max_error: Largest allowed difference of an fp32 file, in [-1, 1].
 
     Returns:
@@ -90,7 +95,7 @@ def export_adapter(
 
     Raises:
         BaseMismatchError: The adapter belongs to another base or has a layer that the base's graph lacks.
-        ExportError: An fp32 file differs from torch; nothing of the concept may be published.
+        ExportError: An fp32 file differs from torch or from the search; nothing of the concept may be published.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     for name in names.FORMAT_FILES.values():
@@ -104,7 +109,10 @@ def export_adapter(
     references_NHWC = None if references_NHWC is None else fitted(references_NHWC, side)
     nets = nets or MetricNets.load([*metrics, *(["lpips"] if {"merged-fp16", "merged-int8"} & set(formats) else [])])
     probe = Probe.of(lambda x: merged(x, full_text), fitted(photos_NHWC, side), references_NHWC, metrics, nets)
-    job = _Job(base_export, factors, tokens_TD, OneEffect(merged, text_BTD), workdir, probe, max_error)
+    found_again = search_metrics if search_metrics and (side or photos_NHWC.shape[1]) == photos_NHWC.shape[1] else {}
+    job = _Job(
+        base_export, factors, tokens_TD, OneEffect(merged, text_BTD), workdir, probe, max_error, found_again, tolerance
+    )
     result = ExportResult({}, {}, {}, {})
     for fmt in dict.fromkeys(formats):
         _MAKERS[fmt](job, result)
@@ -123,6 +131,8 @@ class _Job:
     workdir: Path
     probe: Probe
     max_error: float
+    search_metrics: Mapping[str, float]
+    tolerance: float
 
     def path(self, fmt: names.Format) -> Path:
         return self.workdir / names.FORMAT_FILES[fmt]
@@ -202,6 +212,7 @@ _MAKERS: dict[names.Format, Callable[[_Job, ExportResult], None]] = {
 def _keep_exact(job: _Job, result: ExportResult, path: Path, run: Callable[[np.ndarray], np.ndarray]) -> None:
     parity = measure(run, job.probe)
     require_exact(path.name, parity, job.max_error)
+    require_found_again(path.name, parity, job.search_metrics, job.tolerance)
     result.parity[path.name] = parity
     result.files[path.name] = path
 
@@ -209,7 +220,7 @@ def _keep_exact(job: _Job, result: ExportResult, path: Path, run: Callable[[np.n
 def _keep_if_good(job: _Job, result: ExportResult, fmt: names.Format, path: Path) -> None:
     parity = measure(runner(path), job.probe, lpips=True)
     result.parity[path.name] = parity
-    reasons = reasons_to_drop(fmt, parity)
+    reasons = reasons_to_drop(fmt, parity, job.tolerance)
     if reasons:
         result.skipped[path.name] = "; ".join(reasons)
     else:

@@ -146,18 +146,48 @@ def require_exact(name: str, parity: Parity, max_error: float) -> None:
         raise ExportError(f"{name} scores worse than the trained adapter: {worse}", "do not ship it; export again")
 
 
-def reasons_to_drop(kind: str, parity: Parity) -> list[str]:
+def require_found_again(name: str, parity: Parity, expected: Mapping[str, float], tolerance: float) -> None:
+    """Refuses an fp32 export whose metrics are not those that the search measured on the same photos.
+
+    Parity with torch alone would not notice that torch was given other weights, another prompt or other photos than
+    in the search.
+
+    Args:
+        name: File, for the message.
+        parity: Its measurement.
+        expected: The search's metrics on the photos of the measurement; empty: nothing to compare with.
+        tolerance: Relative difference that the search takes for noise.
+
+    Raises:
+        ExportError: A metric is another one.
+    """
+    other = [
+        f"{metric} {parity.metrics[metric]:.4f}, in the search {value:.4f}"
+        for metric, value in expected.items()
+        if metric in parity.metrics and abs(parity.metrics[metric] - value) > tolerance * abs(value) + 1e-3
+    ]
+    if other:
+        raise ExportError(
+            f"{name} does not score what the search measured: {', '.join(other)}",
+            "do not ship it: were weights, pairs or the text encoder changed since? Search this concept again",
+        )
+
+
+def reasons_to_drop(kind: str, parity: Parity, tolerance: float) -> list[str]:
     """Why a file of lower precision is not worth shipping; empty = keep it.
 
     Args:
         kind: ``merged-fp16`` or ``merged-int8``.
         parity: Its measurement, with LPIPS.
+        tolerance: Relative loss of a metric against the teacher's edits that the search takes for noise.
     """
     reasons = []
     if parity.psnr_db < MIN_PSNR_DB[kind]:
         reasons.append(f"PSNR to torch {parity.psnr_db:.1f} dB is below {MIN_PSNR_DB[kind]:g} dB")
     if parity.lpips is not None and parity.lpips > MAX_LPIPS[kind]:
         reasons.append(f"LPIPS to torch {parity.lpips:.3f} is above {MAX_LPIPS[kind]:g}")
+    if worse := worse_metrics(parity, tolerance):
+        reasons.append(f"scores worse against the teacher: {worse}")
     return reasons
 
 

@@ -16,12 +16,13 @@ from e2gan_cluster.evaluate.grids import grid_png
 from e2gan_cluster.evaluate.inference import run_generator
 from e2gan_cluster.evaluate.metrics import evaluate_outputs
 from e2gan_cluster.nn.lora import load_adapter
-from e2gan_cluster.search.records import ConceptResult, TrialRecord, read_trials
+from e2gan_cluster.search.records import PARITY_PHOTOS, ConceptResult, TrialRecord, read_trials
 from e2gan_cluster.search.worker import ConceptData, WarmWorker
 from e2gan_cluster.storage import keys
 
 METRICS = ("lpips", "l1", "psnr", "ssim")
 SET_METRICS = ("kid", "direction")
+PARITY_METRICS = ("lpips", "l1")
 MIN_PHOTOS_FOR_KID = 100
 GRID_ROWS = 6
 SAMPLES = "samples.png"
@@ -76,6 +77,7 @@ def finish_concept(warm: WarmWorker, concept: Concept, fingerprint: str, pick: s
         files=picked.files,
         init=picked.spec.init,
         heldout=len(heldout),
+        parity_metrics=_parity_metrics(warm, data, best_NHWC),
     )
     warm.store.put(keys.search_file(concept.name, fingerprint, SAMPLES), grid_png(columns, GRID_ROWS))
     warm.store.put(keys.search_file(concept.name, fingerprint, CURVE), curve_png(result))
@@ -108,6 +110,16 @@ def _measure(warm: WarmWorker, data: ConceptData, output_NHWC: np.ndarray) -> di
     values = evaluate_outputs(
         data.heldout.inputs_NHWC, data.heldout.edits_NHWC, output_NHWC, metrics, warm.nets(metrics)
     )
+    return {name: value for name, value in values.items() if np.isfinite(value)}
+
+
+def _parity_metrics(warm: WarmWorker, data: ConceptData, output_NHWC: np.ndarray) -> dict[str, float]:
+    """Metrics on the few photos on which exported files are tried."""
+    photos = data.heldout.take(range(min(PARITY_PHOTOS, len(data.heldout))))
+    values = evaluate_outputs(
+        photos.inputs_NHWC, photos.edits_NHWC, output_NHWC[: len(photos)], list(PARITY_METRICS),
+        warm.nets(list(PARITY_METRICS)),
+    )  # fmt: skip
     return {name: value for name, value in values.items() if np.isfinite(value)}
 
 

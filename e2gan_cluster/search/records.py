@@ -155,6 +155,10 @@ class TrialRecord:
         return _load(cls, data, _trial_from)
 
 
+PARITY_PHOTOS = 8
+"""Held-out photos on which every exported file is compared with torch and with the search."""
+
+
 @dataclass(frozen=True)
 class ConceptResult:
     """How a concept's search ended.
@@ -184,6 +188,7 @@ class ConceptResult:
         files: The pick's files.
         init: Concept whose adapter this search started from, None = cold.
         heldout: Held-out photos measured on.
+        parity_metrics: Metrics of the pick on the first `PARITY_PHOTOS` of them, found again in its exported files.
         failure: Reason, for ``failed``.
     """
 
@@ -210,6 +215,7 @@ class ConceptResult:
     files: tuple[StoredFile, ...] = ()
     init: str | None = None
     heldout: int = 0
+    parity_metrics: dict[str, float] = field(default_factory=dict)
     failure: str | None = None
 
     @property
