@@ -1,8 +1,9 @@
 """What the chain itself costs: many concepts with a teacher and trainings that do next to nothing.
 
-Prints seconds per concept of each stage and the driver's memory for a few and for many concepts, in one run.
+Prints seconds per concept of each stage, CPU seconds of all processes, and the driver's memory for a few and for many
+concepts, in one run.
 
-Example: ``python benchmarks/chain.py --concepts 20 200``
+Example: ``python -m benchmarks.chain --concepts 20 200``
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.cpu import tree_cpu_s
 from e2gan_cluster.batch import open_batch
 from e2gan_cluster.config import RunConfig
 from e2gan_cluster.progress import SilentReporter
@@ -63,11 +65,13 @@ def measure(num_concepts: int) -> dict[str, float]:
         write_inputs(folder, num_concepts)
         batch = open_batch(config_of(folder))
         tracker = open_tracker(f"sqlite:///{folder}/mlflow.db", "chain", batch.fingerprint)
+        start_cpu_s = tree_cpu_s()
         outcome = run_stages(batch, SilentReporter(), tracker, STAGES)
         tracker.close()
+        cpu_s = tree_cpu_s() - start_cpu_s
         assert outcome.exit_code == 0, outcome.failed
         took = {stage: float(record["seconds"]) for stage, record in outcome.stages.items()}
-    return took | {"driver_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return took | {"cpu_s": cpu_s, "driver_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
 def main() -> None:
@@ -84,6 +88,8 @@ def main() -> None:
         print(f"{stage:10} {a:12.1f} s {b:12.1f} s   {(b - a) / (many - few):.3f}")
     a, b = (sum(results[count][stage] for stage in STAGES) for count in (few, many))
     print(f"{'all':10} {a:12.1f} s {b:12.1f} s   {(b - a) / (many - few):.3f}   ({b / many:.3f} s per concept in all)")
+    a, b = results[few]["cpu_s"], results[many]["cpu_s"]
+    print(f"all CPU    {a:12.1f} s {b:12.1f} s   {(b - a) / (many - few):.3f}   ({b / many:.3f} s per concept in all)")
     print(f"driver     {results[few]['driver_mb']:10.0f} MB {results[many]['driver_mb']:10.0f} MB")
     print(f"took {time.monotonic() - began:.0f} s")
 

@@ -1,13 +1,14 @@
 """What pair generation costs beside the teacher, and what batching and caching gain; prints ratios of one run.
 
-python benchmarks/pairs.py                 # everything, about 6 minutes on 2 cores
-python benchmarks/pairs.py --quick         # the same with less work, to see that it runs
-python benchmarks/pairs.py --only noop
+python -m benchmarks.pairs                 # everything, about 6 minutes on 2 cores
+python -m benchmarks.pairs --quick         # the same with less work, to see that it runs
+python -m benchmarks.pairs --only noop
 
 stock    our back-end against the stock pipeline called photo by photo, prompt by prompt
 ray      Ray Data with one actor against a bare loop over the same shards and teacher
 workers  Ray Data with two actors against one
-noop     rows per second and the driver's memory with a teacher that costs nothing, 1,000 against 10,000 rows
+noop     rows per second and the driver's memory with a teacher that costs nothing, 1,000 against 10,000 rows, and the
+         CPU time of all processes for each further row, which a busy machine changes little
 
 Every process computes on one thread. Rates of Ray leave out its start and the loading of the teacher: they count from
 the first finished shard of each run to the last.
@@ -31,6 +32,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 import numpy as np
 from PIL import Image
 
+from benchmarks.cpu import tree_cpu_s
 from e2gan_cluster.concepts import Concept, load_catalogue
 from e2gan_cluster.config import RunConfig
 from e2gan_cluster.pairs.generate import generate_pairs
@@ -165,10 +167,11 @@ def noop_run(photos: str, folder: Path, count: int) -> None:
     watch = Stopwatch()
     with ray_session(config.ray):
         results = generate_pairs(config, open_store(config.storage), concepts, watch)
+        cpu_s = tree_cpu_s()
     rows = sum(result.train_ok + result.heldout_ok for result in results.values())
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     peak_mb = int(status["VmHWM"].split()[0]) / 1024
-    print(json.dumps({"rows": rows, "rows_per_s": watch.rate(), "driver_peak_mb": peak_mb}))
+    print(json.dumps({"rows": rows, "rows_per_s": watch.rate(), "driver_peak_mb": peak_mb, "cpu_s": cpu_s}))
 
 
 def bench_noop(args: argparse.Namespace, folder: Path) -> dict[str, float]:
@@ -181,12 +184,23 @@ def bench_noop(args: argparse.Namespace, folder: Path) -> dict[str, float]:
         Image.fromarray(picture).resize((256, 192), Image.Resampling.BICUBIC).save(photos / f"{n}.jpg")
     found: dict[str, float] = {}
     for factor in (2, 20):
-        command = [sys.executable, __file__, "--noop-run", str(photos), str(folder / f"noop-{factor}"), str(factor)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.pairs",
+            "--noop-run",
+            str(photos),
+            str(folder / f"noop-{factor}"),
+            str(factor),
+        ]
         run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
         record = json.loads(run.stdout.strip().splitlines()[-1])
         found |= {f"{name}_{record['rows']}": value for name, value in record.items() if name != "rows"}
     small, large = [value for name, value in found.items() if name.startswith("driver_peak_mb")]
-    return {**found, "driver_growth_mb": large - small}
+    few_s, many_s = [value for name, value in found.items() if name.startswith("cpu_s")]
+    few, many = [int(name.rpartition("_")[2]) for name in found if name.startswith("cpu_s")]
+    further = {"cpu_ms_per_further_row": 1000 * (many_s - few_s) / (many - few)}
+    return {**found, **further, "driver_growth_mb": large - small}
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:

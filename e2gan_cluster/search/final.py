@@ -146,8 +146,9 @@ def curve_png(result: ConceptResult) -> bytes:
     from matplotlib.figure import Figure
 
     rows = result.compared
-    figure = Figure(figsize=(5, 3.2), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(5, 3.2))
+    # By hand: a layout found by drawing everything twice nearly doubles the time.
+    axes = figure.add_axes((0.17, 0.16, 0.8, 0.74))
     for size in sorted({row["data_size"] for row in rows}):
         points = sorted((row["adapter_bytes"] / 1000, row["metric"]) for row in rows if row["data_size"] == size)
         axes.plot(*zip(*points, strict=True), marker="o", label=f"{size} pairs")
