@@ -26,13 +26,16 @@ from e2gan_cluster.search.settings import SearchSetting
 from e2gan_cluster.search.tune_loop import TuneSettings, run_on_tune
 from e2gan_cluster.storage import open_store
 
+IMAGES = 4000
+POINTS = (0.125, 0.25, 0.5, 1.0)
 
-def curve(concept: str, multiplier: int, size: int) -> tuple[float, float]:
-    """A concept's metric at a quarter and at the end of a training: power laws with the concept's own constants."""
+
+def curve(concept: str, multiplier: int, size: int, fraction: float) -> float:
+    """A concept's metric after a share of a training: power laws with the concept's own constants."""
     digest = hashlib.sha256(concept.encode()).digest()
     floor, rank_gain, data_gain, noise = (byte / 255 for byte in digest[:4])
     final = 0.1 + 0.1 * floor + 0.06 * rank_gain / multiplier + 0.06 * data_gain * (50 / size) ** 0.7
-    return final * (1.25 + 0.1 * noise), final
+    return final * (1 + (0.25 + 0.1 * noise) * (1 / fraction - 1) / 3)
 
 
 def make_runner(trial_seconds: float) -> Callable[[Job], Iterator[Mapping[str, Any]]]:
@@ -42,21 +45,22 @@ def make_runner(trial_seconds: float) -> Callable[[Job], Iterator[Mapping[str, A
         spec = TrialSpec.from_dict(job.payload["spec"])
         spread = 0.5 + hashlib.sha256(job.name.encode()).digest()[0] / 255
         seconds = trial_seconds * (0.1 if spec.final else spread)
-        early, final = curve(spec.concept, max(spec.multiplier, 1), max(spec.data_size, 1))
         if spec.final:
             time.sleep(seconds)
             result = ConceptResult(spec.concept, "done", pick=job.payload["pick"], seconds=seconds)
             yield {"outcome": {"result": result.to_json().decode()}}
             return
-        time.sleep(seconds / 4)
-        yield {"images": 1000}
-        hopeless = any(early > limit for _, limit in spec.stop_above)
-        points = (Point(0.25, 1000, early),) if hopeless else (Point(0.25, 1000, early), Point(1.0, 4000, final))
-        if not hopeless:
-            time.sleep(seconds * 3 / 4)
-        spent = seconds / 4 if hopeless else seconds
-        state = "hopeless" if hopeless else "done"
-        record = TrialRecord(spec, state, points[-1].metric, points, {}, points[-1].images, spent, 0)
+        points, hopeless = [], False
+        for fraction in (point for point in POINTS if point <= spec.until and not hopeless):
+            time.sleep(seconds * (fraction - (points[-1].fraction if points else 0.0)))
+            metric = curve(spec.concept, spec.multiplier, spec.data_size, fraction)
+            points.append(Point(fraction, round(IMAGES * fraction), metric))
+            hopeless = any(at == fraction and metric > limit for at, limit in spec.stop_above)
+            yield {"images": points[-1].images}
+        last = points[-1]
+        state = "hopeless" if hopeless else "done" if spec.until == 1 else "screened"
+        spent = seconds * last.fraction
+        record = TrialRecord(spec, state, last.metric, tuple(points), {}, last.images, spent, 0)
         yield {"outcome": {"record": record.to_json().decode()}}
 
     return runner
@@ -103,7 +107,7 @@ def main() -> None:
     slots_s = wall_s * options.workers
     overhead_s = (slots_s - counter.seconds) / counter.trials
     search = config.search
-    grid = len(search.rank_multipliers) * len(search.data_sizes) * search.train.images * count
+    grid = len(search.rank_multipliers) * len(search.data_sizes) * IMAGES * count
     print(
         json.dumps(
             {
@@ -114,7 +118,7 @@ def main() -> None:
                 "utilisation": round(counter.seconds / slots_s, 3),
                 "overhead_s_per_slot": round(overhead_s, 3),
                 "utilisation_expected_with_30_s_trials": round(30 / (30 + overhead_s), 3),
-                "images_per_concept_in_final_trainings": round(counter.images / count / search.train.images, 2),
+                "images_per_concept_in_final_trainings": round(counter.images / count / IMAGES, 2),
                 "images_against_full_grid": round(counter.images / grid, 3),
                 "driver_peak_mb_first_and_last_concept": [round(counter.rss_mb[0]), round(counter.rss_mb[-1])],
             },

@@ -26,6 +26,7 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 from ray import tune
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
@@ -130,6 +131,17 @@ class SourceSearcher(_NotSaved, Searcher):
         settle(self._source, job, row)
 
 
+class _KeepStarting(FIFOScheduler):
+    """Lets a free worker take the next job.
+
+    Tune's own choice is the oldest waiting job, even where its worker is just starting: the free worker is given to it
+    and the starting one is thrown away, so that with jobs shorter than a start one worker does all the work.
+    """
+
+    def choose_trial_to_run(self, tune_controller: object) -> None:
+        return None
+
+
 class _StopAll(_NotSaved, Stopper):
     def __init__(self, should_stop: Callable[[], bool]) -> None:
         self._should_stop = should_stop
@@ -152,6 +164,8 @@ def run_on_tune(source: JobSource, runner: Runner, settings: TuneSettings, stop:
     """
     stop = stop or threading.Event()
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    # Tune's own value is 1: workers then start one after the other.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(settings.num_workers)
     trainable = tune.with_resources(
         tune.with_parameters(JobTrial, runner=runner),
         tune.PlacementGroupFactory([{"CPU": settings.cpus, **({"GPU": settings.gpus} if settings.gpus else {})}]),
@@ -161,6 +175,7 @@ def run_on_tune(source: JobSource, runner: Runner, settings: TuneSettings, stop:
             trainable,
             tune_config=tune.TuneConfig(
                 search_alg=SourceSearcher(source, settings.num_workers, stop.is_set),
+                scheduler=_KeepStarting(),
                 num_samples=-1,
                 reuse_actors=True,
                 trial_name_creator=lambda trial: trial.trial_id,

@@ -84,6 +84,42 @@ def test_killed_workers_are_replaced_and_workers_are_reused(tmp_path: Path) -> N
     assert len({outcome["pid"] for outcome in source.done.values()}) < 10, "a worker runs many jobs"
 
 
+class SlowToStart:
+    """A runner of short jobs that all workers but the first need seconds to load."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        try:
+            (self.folder / "first").touch(exist_ok=False)
+        except FileExistsError:
+            time.sleep(2)
+
+    def __call__(self, job: Job) -> Iterator[Mapping[str, Any]]:
+        time.sleep(0.02)
+        yield {"outcome": {"pid": os.getpid()}}
+
+
+class UntilTwoWorked(Jobs):
+    """Stops as soon as two workers have worked."""
+
+    def pids(self) -> set[int]:
+        return {outcome["pid"] for outcome in self.done.values()}
+
+    def next(self) -> Job | Wait | None:
+        return None if len(self.pids()) == 2 else super().next()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_all_workers_work_though_jobs_are_shorter_than_the_start_of_a_worker(tmp_path: Path) -> None:
+    source = UntilTwoWorked(2000)
+    run_on_tune(source, SlowToStart(tmp_path), TuneSettings(num_workers=2, cpus=0.5))
+    assert len(source.pids()) == 2
+    assert not source.failed
+
+
 def start_driver(world: World) -> subprocess.Popen[bytes]:
     """The same search in a process of its own, with a Ray of its own."""
     code = f"""
