@@ -27,7 +27,8 @@ from e2gan_cluster.train.base_concepts import BaseChoice, choose_base_concepts
 from e2gan_cluster.train.base_store import base_fingerprint, finished_base
 from e2gan_cluster.train.base_worker import BaseSpec, train_base
 from e2gan_cluster.train.distributed import this_worker
-from e2gan_cluster.train.events import Event, Listener, Silent, TrackerLike
+from e2gan_cluster.train.events import Listener, Silent, TrackerLike
+from e2gan_cluster.train.relay import RayEvents, Relay
 
 _POLL_S = 0.2
 
@@ -126,58 +127,6 @@ def _device(config: RunConfig) -> str:
     return "cuda" if config.base.worker_gpus > 0 and torch.cuda.is_available() else "cpu"
 
 
-class _Relay:
-    """An actor between the workers and the driver: a queue of events, and the word that the run has ended."""
-
-    def __init__(self) -> None:
-        self._events: list[Event] = []
-        self._work_s = 0.0
-        self._failure: UserError | None = None
-        self._ended = False
-
-    def push(self, event: Event, work_s: float) -> bool:
-        """Queues an event, with the seconds worked since the last; answers whether the run has ended."""
-        self._events.append(event)
-        self._work_s += work_s
-        return self._ended
-
-    def drain(self) -> tuple[list[Event], float]:
-        """All events since the last call, and the seconds worked."""
-        events, self._events = self._events, []
-        work_s, self._work_s = self._work_s, 0.0
-        return events, work_s
-
-    def fail(self, error: UserError) -> None:
-        """A failure that another attempt would repeat."""
-        self._failure = self._failure or error
-        self._ended = True
-
-    def failure(self) -> UserError | None:
-        """The failure, if there was one."""
-        return self._failure
-
-    def end(self) -> None:
-        """The driver wants no more."""
-        self._ended = True
-
-    def ended(self) -> bool:
-        """Whether attempts make sense no more."""
-        return self._ended
-
-
-class _RayEvents:
-    """Sends a worker's events to the relay."""
-
-    def __init__(self, relay: Any) -> None:
-        self._relay = relay
-
-    def emit(self, event: Event) -> None:
-        import ray
-
-        if ray.get(self._relay.push.remote(event, busy.take_s())):
-            raise TrainingError("the run was stopped")
-
-
 def _worker(settings: dict[str, Any]) -> None:
     """What every Ray Train worker runs."""
     import ray
@@ -187,7 +136,7 @@ def _worker(settings: dict[str, Any]) -> None:
     if ray.get(relay.ended.remote()):
         return
     workers = this_worker()
-    events = _RayEvents(relay) if workers.rank == 0 else Silent()
+    events = RayEvents(relay) if workers.rank == 0 else Silent()
     spec: BaseSpec = settings["spec"]
     device = get_device() if spec.config.base.worker_gpus > 0 else "cpu"
     try:
@@ -202,13 +151,16 @@ def _worker(settings: dict[str, Any]) -> None:
 def _run_on_ray(spec: BaseSpec, storage: str, listener: Listener) -> str:
     # How often Ray Train looks at its workers: at its own 2 s, a finished training is noticed that late.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    if not (spec.config.ray.address or os.environ.get("RAY_ADDRESS")):
+        # No cloud takes nodes away from a Ray that was started on this machine.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     import ray
     from ray.train import FailureConfig, ScalingConfig
     from ray.train import RunConfig as RayRunConfig
     from ray.train.torch import TorchTrainer
 
     base = spec.config.base
-    relay = ray.remote(num_cpus=0)(_Relay).remote()
+    relay = ray.remote(num_cpus=0)(Relay).remote()
     resources = {"CPU": base.worker_cpus} | ({"GPU": base.worker_gpus} if base.worker_gpus else {})
     with tempfile.TemporaryDirectory(prefix="e2gan-base-") as folder:
         trainer = TorchTrainer(
