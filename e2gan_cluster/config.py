@@ -241,6 +241,11 @@ class BaseConfig(_Section):
     """Pre-training of the base GAN on Ray Train."""
 
     train: TrainConfig = TrainConfig(images=200_000)
+    start_from: str = Field(
+        default="",
+        pattern=r"^(|bundled|[0-9a-f]{12})$",
+        description="weights to start from: empty = random, `bundled`, or a base_id of this storage",
+    )
     num_workers: Positive = Field(default=1, description="Ray Train workers")
     worker_cpus: PositiveFloat = Field(default=1.0, description="CPUs per worker")
     worker_gpus: NonNegativeFloat = Field(default=0.0, description="GPUs per worker")

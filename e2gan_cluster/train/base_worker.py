@@ -25,7 +25,8 @@ from e2gan_cluster.text.encoder import PromptEncoder
 from e2gan_cluster.train.base_card import model_card
 from e2gan_cluster.train.base_concepts import BaseChoice
 from e2gan_cluster.train.base_eval import HeldoutEval
-from e2gan_cluster.train.base_store import finished_base, publish_base
+from e2gan_cluster.train.base_start import load_start
+from e2gan_cluster.train.base_store import finished_base, publish_base, start_id
 from e2gan_cluster.train.checkpoint import delete_checkpoints, load_best, load_newest, save_checkpoint
 from e2gan_cluster.train.data import PairData, pair_data
 from e2gan_cluster.train.events import Event, Events
@@ -88,7 +89,7 @@ def train_base(
     torch.set_num_threads(max(1, int(config.base.worker_cpus)))
     encoder = PromptEncoder(max_tokens=config.nets.text_tokens)
     data = pair_data([load_pairs(store, concept, "train", config) for concept in spec.concepts], encoder)
-    state = _fresh_state(config, encoder.dim, device)
+    state = _fresh_state(config, encoder.dim, device, store)
     judge = HeldoutEval(store, config, spec.concepts, encoder, device, events) if workers.rank == 0 else None
     if judge is not None:
         # Before a checkpoint replaces the weights: the grids' "step 0" column.
@@ -106,11 +107,14 @@ def train_base(
     return session.publish(state, result, encoder) if judge is not None else None
 
 
-def _fresh_state(config: RunConfig, text_dim: int, device: torch.device) -> TrainState:
+def _fresh_state(config: RunConfig, text_dim: int, device: torch.device, store: ObjectStore) -> TrainState:
     torch.manual_seed(config.seed)
-    generator = build_generator(config.nets, text_dim).to(device)
-    discriminator = build_discriminator(config.nets, text_dim).to(device)
-    return create_state(generator, discriminator, config.base.train)
+    if config.base.start_from:
+        start = load_start(config.base.start_from, config.nets, text_dim, store)
+        generator, discriminator = start.generator, start.discriminator.train()
+    else:
+        generator, discriminator = build_generator(config.nets, text_dim), build_discriminator(config.nets, text_dim)
+    return create_state(generator.to(device), discriminator.to(device), config.base.train)
 
 
 def _restore(spec: BaseSpec, store: ObjectStore, state: TrainState, events: Events) -> None:
@@ -217,6 +221,7 @@ def _meta(spec: BaseSpec, encoder: PromptEncoder, result: TrainResult, metrics: 
         "text_encoder": {"name": encoder.name, "fingerprint": encoder.fingerprint, "tokens": encoder.max_tokens},
         "resolution": spec.config.pairs.resolution,
         "images": result.images,
+        **({"start_from": start_id(spec.config.base.start_from)} if spec.config.base.start_from else {}),
         "losses": dict(result.losses),
         "collapsed": result.collapsed,
         "metrics": dict(metrics),
