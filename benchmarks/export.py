@@ -32,7 +32,7 @@ from e2gan_cluster.nn.lora import adaptable_layers, add_lora, save_adapter
 BASE_ID = "0123456789ab"
 PARTS = ("downsample", "ds", "transformer", "us", "upsample")
 FORMATS: tuple[names.Format, ...] = (
-    "onnx-adapter", "required-inputs", "merged", "merged-fp16", "merged-int8", "ort",
+    "onnx-adapter", "onnx-adapter-fp16", "required-inputs", "merged", "merged-fp16", "merged-int8", "ort",
 )  # fmt: skip
 
 
@@ -142,7 +142,13 @@ def print_latency(
     files = exports[0].files
     graph = Graph.load(base_export.files[names.BASE_ONNX], threads)
     own = AdapterEffect(graph, files["adapter.onnx_adapter"])
-    runs: dict[str, Callable[[], object]] = {"base + adapter": lambda: own.run(image)}
+    half = AdapterEffect(
+        Graph.load(base_export.files[names.BASE_FP16_ONNX], threads), files["adapter-fp16.onnx_adapter"]
+    )
+    runs: dict[str, Callable[[], object]] = {
+        "base + adapter": lambda: own.run(image),
+        "the same, fp16 files": lambda: half.run(image),
+    }
     paths = {name.removesuffix(".onnx"): path for name, path in files.items() if name.startswith("merged")} | baselines
     for name, path in paths.items():
         session = session_of(path, threads)
@@ -155,11 +161,11 @@ def print_latency(
             if round_:
                 times[name].append(1e3 * (time.perf_counter() - start))
     print(f"\n{threads} thread(s), {size} px, {rounds} rounds")
-    print(f"{'variant':18} {'ms':>8} {'to merged':>10} {'ResNet-9 is':>12}")
+    print(f"{'variant':20} {'ms':>8} {'to merged':>10} {'ResNet-9 is':>12}")
     for name, row in times.items():
         to_merged = statistics.median(a / b for a, b in zip(row, times["merged"], strict=True))
         speedup = statistics.median(b / a for a, b in zip(row, times["ResNet-9"], strict=True))
-        print(f"{name:18} {statistics.median(row):8.1f} {to_merged:9.2f}x {speedup:11.2f}x")
+        print(f"{name:20} {statistics.median(row):8.1f} {to_merged:9.2f}x {speedup:11.2f}x")
     switches = []
     for n in range(20):
         start = time.perf_counter()

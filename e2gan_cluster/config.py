@@ -308,14 +308,17 @@ class SearchConfig(_Section):
         default=0.02,
         description="relative: a rung must be this much better to count; the pick is the smallest within it",
     )
-    screen_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+    rank_screen: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.25,
-        description="rungs are compared after this share of the training, the pick alone is trained to its end;"
-        " 1 = every rung to its end",
+        description="rank rungs are compared after this share of the training, only the pick is trained to its end;"
+        " 1 = all to their end",
+    )
+    data_screen: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.5, description="the same for data rungs: too few pairs show later than too small ranks"
     )
     early_stop_fraction: Fraction = Field(
         default=0.25,
-        description="share of a trial after which a hopeless one is stopped, if `screen_fraction` is 1; 0 = never",
+        description="share of a trial after which a hopeless one is stopped, if both screens are 1; 0 = never",
     )
     early_stop_margin: NonNegativeFloat = Field(
         default=0.25, description="relative: worse than the best rung at the same point by this much = hopeless"
@@ -333,7 +336,16 @@ class PublishConfig(_Section):
 
     channel: str = Field(default="latest", description="channel moved to a new version")
     formats: list[
-        Literal["onnx-adapter", "required-inputs", "merged", "merged-fp16", "merged-int8", "ort", "coreml"]
+        Literal[
+            "onnx-adapter",
+            "onnx-adapter-fp16",
+            "required-inputs",
+            "merged",
+            "merged-fp16",
+            "merged-int8",
+            "ort",
+            "coreml",
+        ]
     ] = Field(default=["onnx-adapter", "required-inputs", "merged"], description="files made for devices")
     resolution: Positive | None = Field(
         default=None, description="fixed side of exported graphs, pixels; empty = any multiple of 16"

@@ -21,7 +21,7 @@ from e2gan_cluster.track.mlflow_tracker import NullTracker
 from tests import search_world
 from tests.search_world import World
 
-ALL = ["onnx-adapter", "required-inputs", "merged", "ort", "merged-fp16", "merged-int8"]
+ALL = ["onnx-adapter", "onnx-adapter-fp16", "required-inputs", "merged", "ort", "merged-fp16", "merged-int8"]
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,9 @@ NUM_PHOTOS = 8
 FormatsOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--format", "-f", help="onnx-adapter, required-inputs, merged, merged-fp16, merged-int8, ort, coreml."
+        "--format",
+        "-f",
+        help="onnx-adapter, onnx-adapter-fp16, required-inputs, merged, merged-fp16, merged-int8, ort, coreml.",
     ),
 ]
 

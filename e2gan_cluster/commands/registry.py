@@ -257,7 +257,8 @@ def pull(
         typer.Option(
             "--format",
             "-f",
-            help="onnx-adapter (default), required-inputs, merged, merged-fp16, merged-int8, ort, coreml, peft.",
+            help="onnx-adapter (default), onnx-adapter-fp16, required-inputs, merged, merged-fp16, merged-int8, ort, "
+            "coreml, peft.",
         ),
     ] = None,
     base: Annotated[str | None, typer.Option("--base", help="Base id that the app ships.", show_default=False)] = None,

@@ -17,7 +17,7 @@ import onnx
 import onnxruntime as ort
 import torch
 
-from e2gan_cluster.errors import BaseMismatchError
+from e2gan_cluster.errors import BaseMismatchError, InputError
 from e2gan_cluster.evaluate.inference import to_signed
 from e2gan_cluster.evaluate.metrics import MetricNets
 from e2gan_cluster.export import coreml, names, precision
@@ -25,8 +25,17 @@ from e2gan_cluster.export.base_export import MAX_ERROR, BaseExport, BaseLike, fi
 from e2gan_cluster.export.factors import Factors, effect_tensors, read_factors, tensor_file
 from e2gan_cluster.export.folding import HalfPrecision, OneEffect, merge
 from e2gan_cluster.export.graph import image_axes, image_example, save_graph, to_onnx, with_effect
+from e2gan_cluster.export.halves import to_half
 from e2gan_cluster.export.ort_file import save_ort
-from e2gan_cluster.export.parity import Parity, Probe, measure, reasons_to_drop, require_exact, require_found_again
+from e2gan_cluster.export.parity import (
+    MIN_PSNR_DB,
+    Parity,
+    Probe,
+    measure,
+    reasons_to_drop,
+    require_exact,
+    require_found_again,
+)
 from e2gan_cluster.export.runtime import run_graph
 
 
@@ -107,7 +116,7 @@ def export_adapter(
     full_text = torch.from_numpy(np.asarray(tokens_TD, np.float32)[None])
     side = base_export.resolution
     references_NHWC = None if references_NHWC is None else fitted(references_NHWC, side)
-    nets = nets or MetricNets.load([*metrics, *(["lpips"] if {"merged-fp16", "merged-int8"} & set(formats) else [])])
+    nets = nets or MetricNets.load([*metrics, *(["lpips"] if set(MIN_PSNR_DB) & set(formats) else [])])
     probe = Probe.of(lambda x: merged(x, full_text), fitted(photos_NHWC, side), references_NHWC, metrics, nets)
     found_again = search_metrics if search_metrics and (side or photos_NHWC.shape[1]) == photos_NHWC.shape[1] else {}
     job = _Job(
@@ -150,12 +159,20 @@ class _Job:
 def _make_adapter(job: _Job, result: ExportResult) -> None:
     path = job.path("onnx-adapter")
     write_onnx_adapter(effect_tensors(job.factors, job.tokens_TD), job.base_export.base_id, path)
-    session = open_session(job.base_export.files[names.BASE_ONNX])
-    adapter = ort.LoraAdapter()
-    adapter.Load(str(path))
-    options = ort.RunOptions()
-    options.add_active_adapter(adapter)
-    _keep_exact(job, result, path, lambda x: run_graph(session, {names.IMAGE: x}, options))
+    _keep_exact(job, result, path, adapter_runner(job.base_export.files[names.BASE_ONNX], path))
+
+
+def _make_adapter_fp16(job: _Job, result: ExportResult) -> None:
+    base = job.base_export.files.get(names.BASE_FP16_ONNX)
+    if base is None:
+        raise InputError(
+            f"base {job.base_export.base_id} was published without {names.BASE_FP16_ONNX}",
+            "leave onnx-adapter-fp16 out of publish.formats, or publish to another storage",
+        )
+    path = job.path("onnx-adapter-fp16")
+    tensors = effect_tensors(job.factors, job.tokens_TD)
+    write_onnx_adapter({n: to_half(value, n) for n, value in tensors.items()}, job.base_export.base_id, path)
+    _keep_if_good(job, result, "onnx-adapter-fp16", path, adapter_runner(base, path))
 
 
 def _make_required_inputs(job: _Job, result: ExportResult) -> None:
@@ -183,14 +200,14 @@ def _make_fp16(job: _Job, result: ExportResult) -> None:
     path = save_graph(
         with_effect(model, {}), job.path("merged-fp16"), graph_meta(job.base_export.base_id, "merged-fp16")
     )
-    _keep_if_good(job, result, "merged-fp16", path)
+    _keep_if_good(job, result, "merged-fp16", path, runner(path))
 
 
 def _make_int8(job: _Job, result: ExportResult) -> None:
     merged = job.merged_onnx()
     photos = [to_signed(photo_HWC[None]).numpy() for photo_HWC in job.probe.photos_NHWC]
     path = precision.to_int8(merged, job.path("merged-int8"), photos, precision.edge_convolutions(merged))
-    _keep_if_good(job, result, "merged-int8", path)
+    _keep_if_good(job, result, "merged-int8", path, runner(path))
 
 
 def _make_coreml(job: _Job, result: ExportResult) -> None:
@@ -200,6 +217,7 @@ def _make_coreml(job: _Job, result: ExportResult) -> None:
 
 _MAKERS: dict[names.Format, Callable[[_Job, ExportResult], None]] = {
     "onnx-adapter": _make_adapter,
+    "onnx-adapter-fp16": _make_adapter_fp16,
     "required-inputs": _make_required_inputs,
     "merged": _make_merged,
     "merged-fp16": _make_fp16,
@@ -217,8 +235,10 @@ def _keep_exact(job: _Job, result: ExportResult, path: Path, run: Callable[[np.n
     result.files[path.name] = path
 
 
-def _keep_if_good(job: _Job, result: ExportResult, fmt: names.Format, path: Path) -> None:
-    parity = measure(runner(path), job.probe, lpips=True)
+def _keep_if_good(
+    job: _Job, result: ExportResult, fmt: names.Format, path: Path, run: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    parity = measure(run, job.probe, lpips=True)
     result.parity[path.name] = parity
     reasons = reasons_to_drop(fmt, parity, job.tolerance)
     if reasons:
@@ -248,6 +268,14 @@ def runner(path: Path, threads: int = 1) -> Callable[[np.ndarray], np.ndarray]:
     """A function that runs a file whose only input is the image."""
     session = open_session(path, threads)
     return lambda x: run_graph(session, {names.IMAGE: x})
+
+
+def adapter_runner(base: Path, adapter: Path, threads: int = 1) -> Callable[[np.ndarray], np.ndarray]:
+    """A function that runs a base with an adapter."""
+    session, lora, options = open_session(base, threads), ort.LoraAdapter(), ort.RunOptions()
+    lora.Load(str(adapter))
+    options.add_active_adapter(lora)
+    return lambda x, lora=lora: run_graph(session, {names.IMAGE: x}, options)  # the options do not keep the adapter
 
 
 def _check_fit(base_export: BaseExport, files: Mapping[str, bytes], factors: Mapping[str, Factors]) -> None:

@@ -3,7 +3,7 @@
 Example:
     >>> base_export = export_base(base, layers, workdir)
     >>> sorted(base_export.files)
-    ['base-inputs.onnx', 'base.onnx', 'base.ort']
+    ['base-fp16.onnx', 'base-inputs.onnx', 'base.onnx', 'base.ort']
 """
 
 import json
@@ -33,8 +33,9 @@ from e2gan_cluster.export.graph import (
     to_onnx,
     with_defaults,
 )
+from e2gan_cluster.export.halves import in_halves
 from e2gan_cluster.export.ort_file import save_ort
-from e2gan_cluster.export.parity import Parity, Probe, measure, require_exact
+from e2gan_cluster.export.parity import Parity, Probe, measure, require_close, require_exact
 from e2gan_cluster.export.runtime import check_format_version, run_graph
 
 MAX_ERROR = 2e-3
@@ -62,7 +63,7 @@ class BaseExport:
         base_id: The base.
         layers: Layers that can carry LoRA -> (outputs, inputs) of their weight.
         resolution: Fixed side, pixels, or None for any multiple of 16.
-        files: Path by file name: base.onnx, base-inputs.onnx, base.ort.
+        files: Path by file name: base.onnx, base-inputs.onnx, base-fp16.onnx, base.ort.
         usability: Verdicts of ONNX Runtime's mobile check.
     """
 
@@ -119,7 +120,7 @@ def export_base(
 
     Returns:
         base.onnx (factors optional, for ONNX Runtime's adapters), base-inputs.onnx (factors required, for web and
-        node) and base.ort.
+        node), base-fp16.onnx (base.onnx stored in half the bytes) and base.ort.
 
     Raises:
         InputError: ``resolution`` is not a multiple of 16.
@@ -143,6 +144,7 @@ def export_base(
     files = {
         names.BASE_INPUTS_ONNX: save_graph(model, workdir / names.BASE_INPUTS_ONNX, meta),
         names.BASE_ONNX: save_graph(with_defaults(model), workdir / names.BASE_ONNX, meta),
+        names.BASE_FP16_ONNX: save_graph(with_defaults(in_halves(model)), workdir / names.BASE_FP16_ONNX, meta),
     }
     files[names.BASE_ORT] = save_ort(files[names.BASE_ONNX], workdir / names.BASE_ORT)
     return BaseExport(base.base_id, shapes, resolution, files, mobile_usability(files[names.BASE_INPUTS_ONNX]))
@@ -172,15 +174,20 @@ def check_base_export(
     photos = fitted(photos_NHWC, export.resolution)
     probe = Probe.of(lambda x: generator(x, torch.from_numpy(tokens_TD[None])), photos)
     tensors = effect_tensors({}, tokens_TD, export.layers)
-    feeds = {
-        name: tensors if name == names.BASE_INPUTS_ONNX else {names.TEXT: tensors[names.TEXT]} for name in export.files
+    text = {names.TEXT: tensors[names.TEXT]}
+    feeds = dict.fromkeys(export.files, text) | {
+        names.BASE_INPUTS_ONNX: tensors,
+        names.BASE_FP16_ONNX: {names.TEXT: text[names.TEXT].astype(np.float16)},
     }
     found = {}
     for name, path in export.files.items():
         session = open_session(path)
         feed = feeds[name]
         found[name] = measure(lambda x, s=session, f=feed: run_graph(s, {names.IMAGE: x, **f}), probe)
-        require_exact(name, found[name], max_error)
+        if name == names.BASE_FP16_ONNX:
+            require_close(name, "onnx-adapter-fp16", found[name])
+        else:
+            require_exact(name, found[name], max_error)
     return found
 
 

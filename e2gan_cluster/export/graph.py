@@ -120,7 +120,7 @@ def free_ranks(model: onnx.ModelProto, layers: Sequence[str]) -> None:
 
 
 def with_defaults(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Makes every input but the image optional, with rank-1 zeros as default.
+    """Makes every input but the image optional, with rank-1 zeros of its type as default.
 
     ONNX Runtime's adapters replace exactly such values: initializers that are also graph inputs.
     """
@@ -129,7 +129,8 @@ def with_defaults(model: onnx.ModelProto) -> onnx.ModelProto:
     for value in optional.graph.input:
         if value.name != IMAGE:
             shape = [d.dim_value or 1 for d in value.type.tensor_type.shape.dim]
-            optional.graph.initializer.append(numpy_helper.from_array(np.zeros(shape, np.float32), value.name))
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+            optional.graph.initializer.append(numpy_helper.from_array(np.zeros(shape, dtype), value.name))
     return optional
 
 

@@ -3,12 +3,14 @@
 A device sees one graph input ``image`` (float32 ``[1, 3, H, W]``, RGB in [-1, 1], H and W multiples of 16) and one
 output ``edited`` of the same shape. Everything of one effect is a set of named tensors: ``text`` (the encoded
 prompt, ``[1, tokens, D]``) and, per adapted layer, ``<layer>.lora_A`` ``[rank, inputs]`` and ``<layer>.lora_B``
-``[outputs, rank]`` (LoRA scaling already multiplied into B), all float32.
+``[outputs, rank]`` (LoRA scaling already multiplied into B): float32, or float16 for ``base-fp16.onnx``.
 """
 
 from typing import Literal
 
-Format = Literal["onnx-adapter", "required-inputs", "merged", "merged-fp16", "merged-int8", "ort", "coreml"]
+Format = Literal[
+    "onnx-adapter", "onnx-adapter-fp16", "required-inputs", "merged", "merged-fp16", "merged-int8", "ort", "coreml"
+]
 
 FORMAT_VERSION = 1
 """Version of the on-device bundle; readers refuse a newer one."""
@@ -25,11 +27,13 @@ TEXT = "text"
 
 BASE_ONNX = "base.onnx"
 BASE_INPUTS_ONNX = "base-inputs.onnx"
+BASE_FP16_ONNX = "base-fp16.onnx"
 BASE_ORT = "base.ort"
-BASE_FILES = (BASE_ONNX, BASE_INPUTS_ONNX, BASE_ORT)
+BASE_FILES = (BASE_ONNX, BASE_INPUTS_ONNX, BASE_FP16_ONNX, BASE_ORT)
 
 FORMAT_FILES: dict[Format, str] = {
     "onnx-adapter": "adapter.onnx_adapter",
+    "onnx-adapter-fp16": "adapter-fp16.onnx_adapter",
     "required-inputs": "lora_inputs.safetensors",
     "merged": "merged.onnx",
     "merged-fp16": "merged-fp16.onnx",

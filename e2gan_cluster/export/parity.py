@@ -14,14 +14,15 @@ import torch
 from e2gan_cluster.evaluate.inference import to_signed, to_uint8
 from e2gan_cluster.evaluate.metrics import HIGHER_IS_BETTER, MAX_PSNR_DB, MetricNets, evaluate_outputs
 from e2gan_cluster.export.graph import ExportError
+from e2gan_cluster.export.names import Format
 
 METRIC_TOLERANCE = 0.01
 """Relative change of the headline metric that an fp32 export may show; far below the noise between two seeds."""
 
-MIN_PSNR_DB = {"merged-fp16": 40.0, "merged-int8": 30.0}
+MIN_PSNR_DB: dict[Format, float] = {"onnx-adapter-fp16": 40.0, "merged-fp16": 40.0, "merged-int8": 30.0}
 """Least agreement with torch, as 8-bit images, at which a smaller file is kept."""
 
-MAX_LPIPS = {"merged-fp16": 0.01, "merged-int8": 0.05}
+MAX_LPIPS: dict[Format, float] = {"onnx-adapter-fp16": 0.01, "merged-fp16": 0.01, "merged-int8": 0.05}
 """Largest perceptual distance to torch's images at which a smaller file is kept."""
 
 
@@ -146,6 +147,22 @@ def require_exact(name: str, parity: Parity, max_error: float) -> None:
         raise ExportError(f"{name} scores worse than the trained adapter: {worse}", "do not ship it; export again")
 
 
+def require_close(name: str, kind: Format, parity: Parity) -> None:
+    """Refuses a base of lower precision that is too far from torch.
+
+    Args:
+        name: File, for the message.
+        kind: A format of `MIN_PSNR_DB`.
+        parity: Its measurement.
+
+    Raises:
+        ExportError: The images differ too much.
+    """
+    reasons = reasons_to_drop(kind, parity, METRIC_TOLERANCE)
+    if reasons:
+        raise ExportError(f"{name}: {'; '.join(reasons)}", "do not ship it; train the base again")
+
+
 def require_found_again(name: str, parity: Parity, expected: Mapping[str, float], tolerance: float) -> None:
     """Refuses an fp32 export whose metrics are not those that the search measured on the same photos.
 
@@ -173,11 +190,11 @@ def require_found_again(name: str, parity: Parity, expected: Mapping[str, float]
         )
 
 
-def reasons_to_drop(kind: str, parity: Parity, tolerance: float) -> list[str]:
+def reasons_to_drop(kind: Format, parity: Parity, tolerance: float) -> list[str]:
     """Why a file of lower precision is not worth shipping; empty = keep it.
 
     Args:
-        kind: ``merged-fp16`` or ``merged-int8``.
+        kind: A format of `MIN_PSNR_DB`.
         parity: Its measurement, with LPIPS.
         tolerance: Relative loss of a metric against the teacher's edits that the search takes for noise.
     """

@@ -27,12 +27,13 @@ from e2gan_cluster.export.folder import EffectFolder, read_folder
 from e2gan_cluster.export.tiles import MAX_PIXELS, edit_any_size
 
 _PREFERENCE: tuple[names.Format, ...] = (
-    "onnx-adapter", "required-inputs", "merged", "ort", "merged-fp16", "merged-int8",
+    "onnx-adapter", "required-inputs", "merged", "ort", "onnx-adapter-fp16", "merged-fp16", "merged-int8",
 )  # fmt: skip
 
 # File of the effect and file of the base (empty: none), for each format; the first that is there is taken.
 _FILES: dict[names.Format, tuple[tuple[str, str], ...]] = {
     "onnx-adapter": ((names.FORMAT_FILES["onnx-adapter"], names.BASE_ONNX),),
+    "onnx-adapter-fp16": ((names.FORMAT_FILES["onnx-adapter-fp16"], names.BASE_FP16_ONNX),),
     "required-inputs": ((names.FORMAT_FILES["required-inputs"], names.BASE_INPUTS_ONNX),),
     "merged": ((names.FORMAT_FILES["merged"], ""),),
     "merged-fp16": ((names.FORMAT_FILES["merged-fp16"], ""),),

@@ -8,7 +8,10 @@ from e2gan_cluster.errors import InputError
 from e2gan_cluster.storage.adapter_check import CONFIG, PROMPT, WEIGHTS
 from e2gan_cluster.storage.manifest import Manifest
 
-PullFormat = Literal["onnx-adapter", "required-inputs", "merged", "merged-fp16", "merged-int8", "ort", "coreml", "peft"]
+PullFormat = Literal[
+    "onnx-adapter", "onnx-adapter-fp16", "required-inputs", "merged", "merged-fp16", "merged-int8", "ort", "coreml",
+    "peft",
+]  # fmt: skip
 FORMATS: tuple[PullFormat, ...] = get_args(PullFormat)
 
 
@@ -22,6 +25,7 @@ class _Choice:
 # The first choice whose files are all published is taken; extra files come along where they exist.
 _CHOICES: dict[PullFormat, tuple[_Choice, ...]] = {
     "onnx-adapter": (_Choice(("adapter.onnx_adapter",), ("base.onnx",)),),
+    "onnx-adapter-fp16": (_Choice(("adapter-fp16.onnx_adapter",), ("base-fp16.onnx",)),),
     "required-inputs": (_Choice(("lora_inputs.safetensors",), ("base-inputs.onnx",)),),
     "merged": (_Choice(("merged.onnx",)),),
     "merged-fp16": (_Choice(("merged-fp16.onnx",)),),

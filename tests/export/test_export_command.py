@@ -45,7 +45,7 @@ def photo(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("fmt", ["onnx-adapter", "merged-int8", "ort"])
+@pytest.mark.parametrize("fmt", ["onnx-adapter", "onnx-adapter-fp16", "merged-int8", "ort"])
 def test_edit_takes_an_effect_straight_from_the_registry(registry: Path, photo: Path, tmp_path: Path, fmt: str):
     out = tmp_path / "made" / "out.png"
     arguments = ["--registry", str(registry), "--concept", "oil", "--image", str(photo), "--out", str(out)]

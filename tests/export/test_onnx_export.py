@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from e2gan_cluster.export.adapter_export import ExportResult, export_adapter
 from e2gan_cluster.export.base_export import BaseExport, check_base_export, export_base
 from e2gan_cluster.export.base_files import ensure_base_export, fetch_base_export
 from e2gan_cluster.export.graph import ExportError, check_model
+from e2gan_cluster.export.halves import MIN_NUMBERS, to_half
 from e2gan_cluster.export.ort_file import in_one_order, save_ort
 from e2gan_cluster.storage import open_store
 from tests.export.tiny import BASE_ID, FORMATS, Adapter, Base, make_adapter, signed, smooth_photos
@@ -34,8 +36,9 @@ def session(path: Path) -> ort.InferenceSession:
 
 def test_graph_without_adapter_equals_the_bare_base(base: Base, base_export: BaseExport):
     found = check_base_export(base, base_export, PHOTOS)
-    assert set(found) == {"base.onnx", "base-inputs.onnx", "base.ort"}
-    assert max(p.max_error for p in found.values()) < 1e-4
+    assert set(found) == {"base.onnx", "base-inputs.onnx", "base-fp16.onnx", "base.ort"}
+    assert found["base-fp16.onnx"].psnr_db > 50
+    assert max(p.max_error for name, p in found.items() if name != "base-fp16.onnx") < 1e-4
 
 
 @pytest.mark.parametrize("size", [(32, 32), (96, 48), (64, 160)])
@@ -78,6 +81,39 @@ def test_merged_files_take_only_the_image_and_stay_close_to_torch(exports: list[
 def test_smaller_precisions_are_smaller_files(exports: list[ExportResult]):
     sizes = exports[0].sizes
     assert sizes["merged-int8.onnx"] < sizes["merged-fp16.onnx"] < sizes["merged.onnx"]
+
+
+def test_halved_files_are_about_half_as_large_and_their_weights_are_float16(
+    base_export: BaseExport, exports: list[ExportResult]
+):
+    sizes = {name: path.stat().st_size for name, path in base_export.files.items()} | exports[0].sizes
+    assert sizes["adapter-fp16.onnx_adapter"] < 0.65 * sizes["adapter.onnx_adapter"]
+    assert sizes["base-fp16.onnx"] < 0.65 * sizes["base.onnx"]
+    graph = onnx.load(base_export.files["base-fp16.onnx"]).graph
+    effect = [value.type.tensor_type.elem_type for value in graph.input if value.name != "image"]
+    assert set(effect) == {onnx.TensorProto.FLOAT16}
+    assert max(np.prod(w.dims) for w in graph.initializer if w.data_type == onnx.TensorProto.FLOAT) < MIN_NUMBERS
+
+
+def test_an_adapter_that_loses_quality_in_float16_is_left_out(
+    base: Base, base_export: BaseExport, adapters: list[Adapter], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(parity.MIN_PSNR_DB, "onnx-adapter-fp16", 99.0)
+    adapter = adapters[0]
+    result = export_adapter(
+        base, base_export, adapter.files, adapter.tokens_TD, ["onnx-adapter", "onnx-adapter-fp16"], tmp_path, PHOTOS
+    )
+    assert set(result.files) == {"adapter.onnx_adapter"}
+    assert "is below 99 dB" in result.skipped["adapter-fp16.onnx_adapter"]
+    older = replace(base_export, files={k: v for k, v in base_export.files.items() if "fp16" not in k})
+    with pytest.raises(InputError, match=r"published without base-fp16\.onnx"):
+        export_adapter(base, older, adapter.files, adapter.tokens_TD, ["onnx-adapter-fp16"], tmp_path, PHOTOS)
+
+
+def test_numbers_that_float16_cannot_hold_are_refused_by_name():
+    assert to_half(np.array([6e4], np.float32), "w").dtype == np.float16
+    with pytest.raises(ExportError, match="w has numbers above 65504"):
+        to_half(np.array([7e4], np.float32), "w")
 
 
 def test_every_graph_states_opset_base_and_format(base_export: BaseExport, exports: list[ExportResult]):
@@ -201,7 +237,7 @@ def test_another_process_exports_the_same_bytes_in_every_format(
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-2000:]
     files = {**base_export.files, **exports[0].files}
-    assert len(files) == 3 + len(FORMATS)
+    assert len(files) == 4 + len(FORMATS)
     assert [name for name, path in files.items() if (tmp_path / name).read_bytes() != path.read_bytes()] == []
 
 

@@ -32,7 +32,7 @@ def test_switching_effects_gives_each_effects_own_pixels(pulled: Path, adapters:
         assert np.abs(editor.edit(photo_HWC, name).astype(int) - expected).max() <= 1
 
 
-@pytest.mark.parametrize("fmt", ["ort", "merged-fp16", "merged-int8"])
+@pytest.mark.parametrize("fmt", ["ort", "onnx-adapter-fp16", "merged-fp16", "merged-int8"])
 def test_other_formats_run_too(pulled: Path, adapters: list[Adapter], fmt):
     photo_HWC = smooth_photos(1, 64, 64)[0]
     edited = Editor.open(pulled, fmt, threads=1).edit(photo_HWC, "oil")

@@ -16,7 +16,7 @@ from e2gan_cluster.storage.manifest import Manifest
 
 BASE_ID = "0123456789ab"
 PARTS = ("downsample", "ds", "transformer", "us", "upsample")
-FORMATS = ("onnx-adapter", "required-inputs", "merged", "merged-fp16", "merged-int8", "ort")
+FORMATS = ("onnx-adapter", "required-inputs", "merged", "onnx-adapter-fp16", "merged-fp16", "merged-int8", "ort")
 
 
 @dataclass(frozen=True)
