@@ -33,12 +33,14 @@ def save_full_size_teacher(folder: Path, device: str = "cpu", tiny: bool = False
     """
     share = 8 if tiny else 1
     torch.manual_seed(0)
+    # The scheduler computes with numpy: it stays outside.
+    scheduler = EulerAncestralDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
+    )
     with torch.device(device):
         pipe: Any = StableDiffusionInstructPix2PixPipeline(
             vae=_vae(share), text_encoder=_text_encoder(share), tokenizer=_tokenizer(), unet=_unet(share),
-            scheduler=EulerAncestralDiscreteScheduler(
-                beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
-            ),
+            scheduler=scheduler,
             safety_checker=None, feature_extractor=None, requires_safety_checker=False,
         )  # fmt: skip
     pipe.to(dtype=torch.float16)

@@ -16,6 +16,7 @@ from e2gan_cluster.teacher.training.finetune import FinetuneConfig, finetune
 from e2gan_cluster.teacher.training.loop import LoopConfig
 
 DEFAULT_IMAGES = {"photos": 120_000, "triples": 20_000}
+UNLIMITED = 10**12
 WARMUP_STEPS = 200
 DEFAULT_RATE = {"photos": 1e-3, "triples": 5e-5}
 
@@ -29,7 +30,9 @@ def build_parser() -> argparse.ArgumentParser:
     source.add_argument("--photos", type=Path, help="train the bundled teacher on this folder of photos")
     source.add_argument("--triples", type=Path, help="fine-tune --model on the Parquet shards of this folder")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint, log and weights; continued if it exists")
-    parser.add_argument("--images", type=int, help="images to train on (120,000 with --photos, 20,000 with --triples)")
+    parser.add_argument(
+        "--images", type=int, help="images to train on (without --minutes 120,000 with --photos, 20,000 with --triples)"
+    )
     parser.add_argument("--minutes", type=float, default=0, help="end after this training time; 0 = no limit")
     parser.add_argument("--batch-size", type=int, default=16, help="images a step (16)")
     parser.add_argument("--learning-rate", type=float, help="peak (1e-3 with --photos, 5e-5 with --triples)")
@@ -54,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     kind = "photos" if args.photos else "triples"
     loop = LoopConfig(
-        images=args.images or DEFAULT_IMAGES[kind],
+        images=args.images or (UNLIMITED if args.minutes else DEFAULT_IMAGES[kind]),
         minutes=args.minutes,
         batch_size=args.batch_size,
         learning_rate=args.learning_rate or DEFAULT_RATE[kind],
