@@ -19,6 +19,10 @@ from e2gan_cluster.storage import keys
 # Seconds of one CPU core, measured with the bundled teacher at 128 px and a base of width 24 at 96 px.
 TEACHER_S_PER_IMAGE = 0.06
 TRAIN_S_PER_IMAGE = 0.052
+# Seconds of one NVIDIA H200 (benchmarks/gpu.py): InstructPix2Pix of Stable Diffusion 1.5 at 512 px with 20 steps, and a
+# bf16 training step of batch 16 at width 64 and 256 px.
+GPU_TEACHER_S_PER_IMAGE, GPU_TEACHER_PX, GPU_TEACHER_STEPS = 0.22, 512, 20
+GPU_TRAIN_S_PER_IMAGE, GPU_REFERENCE_WIDTH, GPU_REFERENCE_PX = 0.0021, 64, 256
 # An image of an adapter's training, evaluations included, costs this share of one of the base's.
 ADAPT_SHARE = 1.0
 REFERENCE_WIDTH, REFERENCE_PX = 24, 96
@@ -178,12 +182,8 @@ def _speeds(batch: Batch, status: BatchStatus) -> _Speeds:
     elif teacher_s:
         sources.append(f"teacher: {teacher_s:.3f} s an image, from costs.teacher_s_per_image")
     else:
-        teacher_s = TEACHER_S_PER_IMAGE * (config.pairs.resolution / 128) ** 2
-        known = config.teacher.model == "bundled"
-        sources.append(
-            f"teacher: {teacher_s:.3f} s an image, "
-            + ("table, one CPU core" if known else "table of the BUNDLED teacher: set costs.teacher_s_per_image")
-        )
+        teacher_s, source = _teacher_table(config)
+        sources.append(f"teacher: {teacher_s:.3f} s an image, {source}")
     base_s, adapt_s = (train_s, train_s * ADAPT_SHARE) if train_s else (0.0, 0.0)
     work_s = _stages(batch).get("base", {}).get("work_s", 0.0)
     if _stages(batch).get("base", {}).get("state") == "done" and work_s > 10:
@@ -193,9 +193,30 @@ def _speeds(batch: Batch, status: BatchStatus) -> _Speeds:
     elif train_s:
         sources.append(f"training: {train_s:.3f} s an image, from costs.train_s_per_image")
     else:
-        base_s, adapt_s = TRAIN_S_PER_IMAGE * scale, TRAIN_S_PER_IMAGE * scale * ADAPT_SHARE
-        sources.append(f"training: {base_s:.3f} s an image, table, one CPU core")
+        base_s, source = _train_table(config, on_gpu=config.base.worker_gpus > 0)
+        adapt_s = _train_table(config, on_gpu=config.search.worker_gpus > 0)[0] * ADAPT_SHARE
+        sources.append(f"training: {base_s:.4f} s an image, {source}")
     return _Speeds(teacher_s, base_s, adapt_s, sources)
+
+
+def _teacher_table(config: RunConfig) -> tuple[float, str]:
+    """Seconds per edit from the table, and what the table's row is."""
+    teacher = config.teacher
+    if teacher.model == "bundled":
+        return TEACHER_S_PER_IMAGE * (config.pairs.resolution / 128) ** 2, "table, bundled teacher on one CPU core"
+    share = (teacher.steps or GPU_TEACHER_STEPS) / GPU_TEACHER_STEPS
+    share *= ((teacher.resolution or GPU_TEACHER_PX) / GPU_TEACHER_PX) ** 2
+    return GPU_TEACHER_S_PER_IMAGE * share, "table, Stable Diffusion 1.5 on one H200; or set costs.teacher_s_per_image"
+
+
+def _train_table(config: RunConfig, on_gpu: bool) -> tuple[float, str]:
+    """Seconds per training image from the table, and what the table's row is."""
+    width, side = config.nets.width, config.pairs.resolution
+    if on_gpu:
+        scale = (width / GPU_REFERENCE_WIDTH) ** 2 * (side / GPU_REFERENCE_PX) ** 2
+        # Small networks keep no GPU busy: half of the step's time remains.
+        return GPU_TRAIN_S_PER_IMAGE * max(0.5, scale), "table, one H200"
+    return TRAIN_S_PER_IMAGE * (width / REFERENCE_WIDTH) ** 2 * (side / REFERENCE_PX) ** 2, "table, one CPU core"
 
 
 def _wall(config: RunConfig, rows: Sequence[PlanRow], workers: int) -> Range:

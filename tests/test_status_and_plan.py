@@ -178,3 +178,18 @@ def test_plan_starts_without_torch_and_ray(config: RunConfig, tmp_path: Path) ->
     dumped.write_text(config.model_dump_json())
     done = subprocess.run([sys.executable, "-c", script, str(dumped)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_plan_takes_a_gpus_figures_where_workers_have_one(config: RunConfig) -> None:
+    hub = config.teacher.model_copy(update={"model": "timbrooks/instruct-pix2pix", "steps": 40})
+    gpu = config.model_copy(
+        update={
+            "teacher": hub,
+            "base": config.base.model_copy(update={"worker_gpus": 1.0}),
+            "search": config.search.model_copy(update={"worker_gpus": 0.25}),
+        }
+    )
+    on_cpu, on_gpu = make_plan(config), make_plan(gpu)
+    assert "0.440 s an image, table, Stable Diffusion 1.5 on one H200" in on_gpu.sources[0]
+    assert "one H200" in on_gpu.sources[1]
+    assert on_gpu.rows[0].seconds.likely < on_cpu.rows[0].seconds.likely / 10
