@@ -10,6 +10,7 @@ Example:
 # pyright: reportPrivateImportUsage=false
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,9 @@ from e2gan_cluster.teacher.runtime import (
     Defaults,
     LatentCache,
     Settings,
+    edit_at_side,
     generators,
     prompt_cache,
-    resized,
     resolve,
     to_uint8,
 )
@@ -69,17 +70,12 @@ class FluxKontextTeacher:
         settings = resolve(self.cfg, DEFAULTS, overrides, negative_prompt)
         if settings.negative_prompt:
             raise TeacherError("flux-kontext takes no negative prompt", "leave negative_prompt empty")
-        side = images_BHWC.shape[1]
-        images_BHWC = resized(images_BHWC, self.side)
-
-        def part(rows: slice) -> np.ndarray:
-            return self._edit(images_BHWC[rows], prompts[rows], seeds[rows], settings)
-
-        return resized(self._batches.run(len(images_BHWC), part), side)
+        edit = partial(self._edit, settings)
+        return edit_at_side(self._batches, self.side, images_BHWC, prompts, seeds, edit)
 
     @torch.inference_mode()
     def _edit(
-        self, images_BHWC: np.ndarray, prompts: Sequence[str], seeds: Sequence[int], settings: Settings
+        self, settings: Settings, images_BHWC: np.ndarray, prompts: Sequence[str], seeds: Sequence[int]
     ) -> np.ndarray:
         embeddings = [self._prompts.get(prompt, lambda p=prompt: self._encode_prompt(p)) for prompt in prompts]
         result = self.pipe(

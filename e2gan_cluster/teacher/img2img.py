@@ -11,6 +11,7 @@ Example:
 # pyright: reportPrivateImportUsage=false
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,9 @@ from e2gan_cluster.teacher.runtime import (
     Defaults,
     LatentCache,
     Settings,
+    edit_at_side,
     generators,
     prompt_cache,
-    resized,
     resolve,
     to_uint8,
 )
@@ -95,17 +96,12 @@ class Img2ImgTeacher:
             raise TeacherError(
                 f"{settings.steps} steps x strength {settings.strength} make no step", "raise steps or strength"
             )
-        side = images_BHWC.shape[1]
-        images_BHWC = resized(images_BHWC, self.side or side)
-
-        def part(rows: slice) -> np.ndarray:
-            return self._edit(images_BHWC[rows], prompts[rows], seeds[rows], settings)
-
-        return resized(self._batches.run(len(images_BHWC), part), side)
+        edit = partial(self._edit, settings)
+        return edit_at_side(self._batches, self.side, images_BHWC, prompts, seeds, edit)
 
     @torch.inference_mode()
     def _edit(
-        self, images_BHWC: np.ndarray, prompts: Sequence[str], seeds: Sequence[int], settings: Settings
+        self, settings: Settings, images_BHWC: np.ndarray, prompts: Sequence[str], seeds: Sequence[int]
     ) -> np.ndarray:
         embeddings = [self._prompt(prompt, settings.negative_prompt) for prompt in prompts]
         result = self.pipe(

@@ -12,6 +12,7 @@ Example:
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,10 @@ from e2gan_cluster.teacher.runtime import (
     Defaults,
     LatentCache,
     Settings,
+    edit_at_side,
     generators,
     pick_device,
     prompt_cache,
-    resized,
     resolve,
     to_uint8,
 )
@@ -82,17 +83,12 @@ class InstructTeacher:
     ) -> np.ndarray:
         """See `Teacher.edit`."""
         settings = resolve(self.cfg, self.defaults, overrides, negative_prompt)
-        side = images_BHWC.shape[1]
-        images_BHWC = resized(images_BHWC, self.side or side)
-
-        def part(rows: slice) -> np.ndarray:
-            return self._edit(images_BHWC[rows], prompts[rows], seeds[rows], settings)
-
-        return resized(self._batches.run(len(images_BHWC), part), side)
+        edit = partial(self._edit, settings)
+        return edit_at_side(self._batches, self.side, images_BHWC, prompts, seeds, edit)
 
     @torch.inference_mode()
     def _edit(
-        self, images_BHWC: np.ndarray, prompts: Sequence[str], seeds: Sequence[int], settings: Settings
+        self, settings: Settings, images_BHWC: np.ndarray, prompts: Sequence[str], seeds: Sequence[int]
     ) -> np.ndarray:
         pipe = self.pipe
         device, dtype = pipe._execution_device, pipe.unet.dtype

@@ -11,6 +11,7 @@ Example:
 # pyright: reportPrivateImportUsage=false
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from e2gan_cluster.config import TeacherConfig
 from e2gan_cluster.errors import TeacherError
 from e2gan_cluster.teacher.fingerprint import teacher_fingerprint
 from e2gan_cluster.teacher.loading import load_pipeline
-from e2gan_cluster.teacher.runtime import Batches, Defaults, Settings, generators, resized, resolve, to_uint8
+from e2gan_cluster.teacher.runtime import Batches, Defaults, Settings, generators, resolve, to_uint8
 
 DEFAULTS = Defaults(steps=50, guidance_scale=4.0)
 NATIVE_SIDE = 1024
@@ -82,18 +83,13 @@ class QwenEditTeacher:
     ) -> np.ndarray:
         """See `Teacher.edit`."""
         settings = resolve(self.cfg, DEFAULTS, overrides, negative_prompt)
-        side = images_BHWC.shape[1]
         # The model sees photos of one megapixel whatever the size of the edit.
-        photos_BHWC = resized(images_BHWC, NATIVE_SIDE)
-
-        def part(rows: slice) -> np.ndarray:
-            return self._edit(photos_BHWC[rows], prompts[rows], seeds[rows], settings)
-
-        return resized(self._batches.run(len(photos_BHWC), part), side)
+        edit = partial(self._edit, settings)
+        return edit_at_side(self._batches, NATIVE_SIDE, images_BHWC, prompts, seeds, edit)
 
     @torch.inference_mode()
     def _edit(
-        self, photos_BHWC: np.ndarray, prompts: Sequence[str], seeds: Sequence[int], settings: Settings
+        self, settings: Settings, photos_BHWC: np.ndarray, prompts: Sequence[str], seeds: Sequence[int]
     ) -> np.ndarray:
         result = self.pipe(
             image=[Image.fromarray(photo) for photo in photos_BHWC],

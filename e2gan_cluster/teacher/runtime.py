@@ -10,7 +10,7 @@ import gc
 import hashlib
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -244,3 +244,31 @@ class Batches:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+EditRows = Callable[[np.ndarray, Sequence[str], Sequence[int]], np.ndarray]
+"""Photos at the model's side, their prompts and seeds, to edits."""
+
+
+def edit_at_side(
+    batches: Batches,
+    side: int | None,
+    images_BHWC: np.ndarray,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    edit: EditRows,
+) -> np.ndarray:
+    """Edits photos in batches at the model's own side, and brings the edits back to the photos' side.
+
+    Args:
+        batches: Of the teacher.
+        side: Pixels the model edits at; None = as the photos are.
+        images_BHWC: Photos, uint8, square.
+        prompts: One per photo.
+        seeds: One per photo.
+        edit: Edits one batch.
+    """
+    own = images_BHWC.shape[1]
+    images_BHWC = resized(images_BHWC, side or own)
+    edits = batches.run(len(images_BHWC), lambda rows: edit(images_BHWC[rows], prompts[rows], seeds[rows]))
+    return resized(edits, own)
