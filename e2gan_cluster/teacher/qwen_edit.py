@@ -26,7 +26,7 @@ from e2gan_cluster.config import TeacherConfig
 from e2gan_cluster.errors import TeacherError
 from e2gan_cluster.teacher.fingerprint import teacher_fingerprint
 from e2gan_cluster.teacher.loading import load_pipeline
-from e2gan_cluster.teacher.runtime import Batches, Defaults, Settings, generators, resolve, to_uint8
+from e2gan_cluster.teacher.runtime import Batches, Defaults, Settings, edit_at_side, generators, resolve, to_uint8
 
 DEFAULTS = Defaults(steps=50, guidance_scale=4.0)
 NATIVE_SIDE = 1024
