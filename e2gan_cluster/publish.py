@@ -33,6 +33,11 @@ OUTPUTS = "outputs.png"
 
 PUBLISHED = "published.json"
 
+COREML = "merged.mlpackage.zip"
+NOT_RUN = (
+    f"{COREML} is not compared with torch: Core ML predicts on Apple devices only. Try it on a device before release."
+)
+
 
 def publish_batch(
     batch: Batch, base_id: str, results: Mapping[str, "ConceptResult"], reporter: Reporter, need_ray: Callable[[], None]
@@ -63,6 +68,8 @@ def publish_batch(
         return versions, failed
     publish_base_files(batch.config, batch.store, base_id)
     need_ray()
+    if "coreml" in batch.config.publish.formats:
+        reporter.note(f"publish: {NOT_RUN}")
     reporter.start("publish", len(pending), "concepts")
     jobs = [(batch.config, batch.fingerprint, concept, results[concept.name]) for concept in pending]
     for done, (name, version, reason) in enumerate(_on_ray(jobs), start=1):
@@ -295,6 +302,8 @@ def model_card(config: RunConfig, concept: Concept, result: "ConceptResult", siz
     )
     ranks = "\n".join(f"| `{layer}` | {rank} |" for layer, rank in sorted(result.ranks.items()))
     exports = "\n".join(f"| `{name}` | {size:,} |" for name, size in sorted(sizes.items()))
+    if COREML in sizes:
+        exports += f"\n\n{NOT_RUN}"
     return f"""---
 library_name: peft
 base_model: {json.dumps(result.base_id)}

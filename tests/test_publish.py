@@ -10,9 +10,11 @@ from onnx import numpy_helper
 
 from e2gan_cluster.config import RunConfig
 from e2gan_cluster.errors import UserError
-from e2gan_cluster.export import precision
+from e2gan_cluster.export import names, precision
+from e2gan_cluster.export.adapter_export import ExportResult
+from e2gan_cluster.export.parity import Parity
 from e2gan_cluster.progress import SilentReporter
-from e2gan_cluster.publish import publish_base_files, publish_concept
+from e2gan_cluster.publish import COREML, model_card, publish_base_files, publish_concept
 from e2gan_cluster.search.records import ConceptResult
 from e2gan_cluster.search.tune_driver import adapt_concepts
 from e2gan_cluster.storage import keys
@@ -105,3 +107,15 @@ def test_int8_of_a_trained_adapter_that_loses_quality_is_left_out_and_the_rest_i
     files = {entry.path for entry in read_manifest(world.store, "warm", info.channels["latest"]).files}
     assert "adapter.onnx_adapter" in files
     assert "merged-int8.onnx" not in files
+
+
+def test_a_file_that_could_not_be_run_is_called_so_on_the_card_and_in_the_manifest(
+    world: World, results: dict[str, ConceptResult], tmp_path: Path
+) -> None:
+    assert names.FORMAT_FILES["coreml"] == COREML
+    words = "is not compared with torch"
+    for sizes, said in (({"merged.onnx": 1}, False), ({"merged.onnx": 1, COREML: 1}, True)):
+        assert (words in model_card(world.config, world.concepts[1], results["warm"], sizes)) == said
+    parity = Parity(1, 0.0, 0.0, 100.0)
+    made = ExportResult({"merged.onnx": tmp_path, COREML: tmp_path}, {"merged.onnx": parity}, {}, {})
+    assert made.meta()["unchecked"] == [COREML]

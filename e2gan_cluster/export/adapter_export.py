@@ -44,7 +44,7 @@ class ExportResult:
     """Device files of one concept.
 
     Attributes:
-        files: Path by file name; every one passed its parity check.
+        files: Path by file name; every one passed its parity check, but for `unchecked`.
         parity: Measurement by file name (files that were dropped too).
         sizes: Bytes by file name.
         skipped: Reason by file name, for lower precisions whose quality did not hold.
@@ -55,6 +55,11 @@ class ExportResult:
     sizes: dict[str, int]
     skipped: dict[str, str]
 
+    @property
+    def unchecked(self) -> list[str]:
+        """Files that could not be run where they were made."""
+        return sorted(set(self.files) - set(self.parity))
+
     def meta(self) -> dict[str, Any]:
         """What the adapter's manifest says about its exports."""
         return {
@@ -62,6 +67,7 @@ class ExportResult:
             "opset": names.OPSET,
             "parity": {name: parity.to_dict() for name, parity in self.parity.items()},
             "skipped": self.skipped,
+            "unchecked": self.unchecked,
         }
 
 
