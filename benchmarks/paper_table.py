@@ -269,7 +269,7 @@ def _print_table(
     for name, field in (("training time", "seconds"), ("training MACs", "gmacs"), ("trained parameters", "parameters")):
         ratio = sum(getattr(c, field) for c in scratch) / sum(getattr(c, field) for c in searched)
         print(f"{name}: pix2pix / LoRA searched = {ratio:.1f}x (paper {PAPER[name]:.1f}x)")
-    trained = [result.images / max(row["images"] for row in result.table) for result in results.values()]
+    trained = [result.images / result.training_images for result in results.values()]
     print(f"the whole search of a concept: {statistics.mean(trained):.2f} final trainings")
 
 

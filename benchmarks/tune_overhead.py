@@ -52,15 +52,15 @@ def make_runner(trial_seconds: float) -> Callable[[Job], Iterator[Mapping[str, A
             return
         points, hopeless = [], False
         for fraction in (point for point in POINTS if point <= spec.until and not hopeless):
-            time.sleep(seconds * (fraction - (points[-1].fraction if points else 0.0)))
+            time.sleep(seconds * max(0.0, fraction - max(spec.after, points[-1].fraction if points else 0.0)))
             metric = curve(spec.concept, spec.multiplier, spec.data_size, fraction)
             points.append(Point(fraction, round(IMAGES * fraction), metric))
             hopeless = any(at == fraction and metric > limit for at, limit in spec.stop_above)
             yield {"images": points[-1].images}
         last = points[-1]
         state = "hopeless" if hopeless else "done" if spec.until == 1 else "screened"
-        spent = seconds * last.fraction
-        record = TrialRecord(spec, state, last.metric, tuple(points), {}, last.images, spent, 0)
+        share = last.fraction - spec.after
+        record = TrialRecord(spec, state, last.metric, tuple(points), {}, round(IMAGES * share), seconds * share, 0)
         yield {"outcome": {"record": record.to_json().decode()}}
 
     return runner
@@ -71,6 +71,7 @@ class Counter:
 
     def __init__(self) -> None:
         self.trials, self.seconds, self.images, self.rss_mb = 0, 0.0, 0, []
+        self.started = time.perf_counter()
 
     def trial(self, concept: Concept, record: TrialRecord) -> None:
         """Count a trial."""
@@ -81,7 +82,9 @@ class Counter:
         """Count a final measurement."""
         self.trials, self.seconds = self.trials + 1, self.seconds + result.seconds
         if len(self.rss_mb) % 20 == 0:
-            print(f"{len(self.rss_mb)} concepts, {self.trials} slots, {self.seconds:.0f} s of trials", flush=True)
+            wall_s = time.perf_counter() - self.started
+            facts = f"{self.trials} slots, {self.seconds:.0f} s of trials in {wall_s:.0f} s"
+            print(f"{len(self.rss_mb)} concepts, {facts}", flush=True)
         self.rss_mb.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 

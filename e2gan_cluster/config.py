@@ -266,7 +266,7 @@ class SearchConfig(_Section):
         default="ladder", description="ladder as in E2GAN 3.3, fixed rank and size, or all pairs of both"
     )
     order: Literal["rank-first", "data-first", "joint"] = Field(
-        default="rank-first", description="which ladder is climbed first; joint = both in step"
+        default="data-first", description="which ladder is climbed first; joint = both in step"
     )
     climb: Literal["up", "target"] = Field(
         default="up",

@@ -159,17 +159,16 @@ def _num_trials(config: RunConfig) -> tuple[float, float, float]:
         return seeds, seeds, seeds
     if config.search.mode == "grid":
         return ranks * sizes * seeds, ranks * sizes * seeds, ranks * sizes * seeds
-    rungs, share = ranks + sizes - 1, config.search.screen_fraction
-    fewest, most = min(2, rungs), rungs
-    if share < 1:
-        # A lone rung has nothing to be compared with.
-        fewest, most = (1 + share * n if rungs > 1 else 1 for n in (fewest, most))
+    # Beside the pick, whole, one rung of each ladder at least and all of them at most, each as far as it is compared.
+    rank_rungs, data_rungs = ranks - 1, sizes - 1
+    rank_share, data_share = config.search.rank_screen, config.search.data_screen
+    fewest = 1 + rank_share * min(1, rank_rungs) + data_share * min(1, data_rungs)
+    most = 1 + rank_share * rank_rungs + data_share * data_rungs
     return fewest * seeds, (fewest + most) / 2 * seeds, most * seeds
 
 
 def _speeds(batch: Batch, status: BatchStatus) -> _Speeds:
     config = batch.config
-    scale = (config.nets.width / REFERENCE_WIDTH) ** 2 * (config.pairs.resolution / REFERENCE_PX) ** 2
     sources = []
     teacher_s = config.costs.teacher_s_per_image
     train_s = config.costs.train_s_per_image

@@ -84,6 +84,10 @@ def finish_concept(warm: WarmWorker, concept: Concept, fingerprint: str, pick: s
     key = keys.search_result(concept.name, fingerprint)
     if not warm.store.put_new(key, result.to_json()):
         result = ConceptResult.parse(warm.store.get(key))
+    for record in trials.values():
+        if record.resume is not None:
+            trial = record.spec.trial_id
+            warm.store.delete(keys.search_trial_adapter(concept.name, fingerprint, trial, record.resume.name))
     return {"result": result.to_json().decode()}
 
 

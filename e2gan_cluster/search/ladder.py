@@ -43,8 +43,8 @@ class LadderRules:
         climb: ``up``: from the smallest, until a rung no longer gains; ``target``: largest first, then up from the
             smallest until one is within tolerance of it.
         tolerance: Relative.
-        screen_fraction: Share of a training after which rungs are compared; only the pick is trained to its end.
-            1 = every rung to its end.
+        rank_screen: Share of a training after which rungs of the rank ladder are compared; 1 = at its end.
+        data_screen: The same for the data ladder, and for both in step. Only the pick is trained to its end.
         stop_fraction: Share of a trial after which a hopeless one stops; 0 = never.
         stop_margin: Relative: worse than the best rung at the same point by more = hopeless.
         seeds: Trials per rung.
@@ -59,11 +59,13 @@ class LadderRules:
     stop_fraction: float = 0.25
     stop_margin: float = 0.25
     seeds: int = 1
-    screen_fraction: float = 1.0
+    rank_screen: float = 1.0
+    data_screen: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.screen_fraction <= 1:
-            raise ValueError(f"screen_fraction must be above 0 and at most 1, got {self.screen_fraction}")
+        for name, share in (("rank_screen", self.rank_screen), ("data_screen", self.data_screen)):
+            if not 0 < share <= 1:
+                raise ValueError(f"{name} must be above 0 and at most 1, got {share}")
         for name, rungs in (("multipliers", self.multipliers), ("sizes", self.sizes)):
             if not rungs or list(rungs) != sorted(set(rungs)) or rungs[0] <= 0:
                 raise ValueError(f"{name} must be rising and above 0, got {rungs}")
@@ -89,7 +91,8 @@ class LadderRules:
             stop_fraction=search.early_stop_fraction,
             stop_margin=search.early_stop_margin,
             seeds=search.seed_count,
-            screen_fraction=search.screen_fraction,
+            rank_screen=search.rank_screen,
+            data_screen=search.data_screen,
         )
 
 
@@ -135,13 +138,12 @@ class ConceptLadder:
         self.init = init
         self.records: dict[str, TrialRecord] = {}
         self.running: set[str] = set()
-        self._until = rules.screen_fraction if rules.mode == "ladder" else 1.0
 
     def next(self) -> TrialSpec | Wait | Done:
         """The next trial to start, marked as running; or `Wait`; or `Done`."""
         try:
             rung = self._pick()
-            self._need(rung, until=1.0)
+            self._need(rung, 1.0)
         except _NeedError as need:
             for rung in need.rungs:
                 for spec in self._specs(rung, need.until):
@@ -162,9 +164,11 @@ class ConceptLadder:
         self.running.discard(trial_id)
 
     def _specs(self, rung: Rung, until: float) -> list[TrialSpec]:
-        stops = self._stops() if self._until == 1 else ()
+        stops = self._stops() if self.rules.rank_screen == self.rules.data_screen == 1 else ()
+        shares = {self.rules.rank_screen, self.rules.data_screen}
+        before = max((s for s in shares if s < until and len(self._of(rung, s)) == self.rules.seeds), default=0.0)
         return [
-            TrialSpec(self.concept, rung.multiplier, rung.size, seed, stops, self.init, until=until)
+            TrialSpec(self.concept, rung.multiplier, rung.size, seed, stops, self.init, until=until, after=before)
             for seed in range(self.rules.seeds)
         ]
 
@@ -172,17 +176,24 @@ class ConceptLadder:
         specs = (TrialSpec(self.concept, *rung, seed, until=until) for seed in range(self.rules.seeds))
         return [record for spec in specs if (record := self.records.get(spec.trial_id)) is not None]
 
+    def _metrics(self, rung: Rung, until: float) -> list[float]:
+        """Metric of every seed at a share of the training, of this trial or a longer one; infinite for a hopeless."""
+        metrics = [math.inf if record.state == "hopeless" else record.metric for record in self._of(rung, until)]
+        longer = sorted({self.rules.rank_screen, self.rules.data_screen, 1.0})
+        for share in longer if len(metrics) < self.rules.seeds else ():
+            points = [record.at(until) for record in self._of(rung, share) if share > until]
+            known = [point for point in points if point is not None]
+            if len(known) == self.rules.seeds:
+                return known
+        return metrics
+
     def _score(self, rung: Rung, until: float) -> float | None:
         """Mean metric over the seeds, infinite for a hopeless rung, None if trials are missing."""
-        records = self._of(rung, until)
-        if len(records) < self.rules.seeds:
-            return None
-        if any(record.state == "hopeless" for record in records):
-            return float("inf")
-        return sum(record.metric for record in records) / len(records)
+        metrics = self._metrics(rung, until)
+        return sum(metrics) / len(metrics) if len(metrics) == self.rules.seeds else None
 
-    def _scores(self, rungs: Sequence[Rung]) -> dict[Rung, float]:
-        return {rung: score for rung in rungs if (score := self._score(rung, self._until)) is not None}
+    def _scores(self, rungs: Sequence[Rung], until: float) -> dict[Rung, float]:
+        return {rung: score for rung in rungs if (score := self._score(rung, until)) is not None}
 
     def _cells(self) -> list[Rung]:
         return [Rung(m, n) for m in self.rules.multipliers for n in self.rules.sizes]
@@ -190,10 +201,10 @@ class ConceptLadder:
     def _stops(self) -> tuple[tuple[float, float], ...]:
         """Where the next trial is hopeless: worse than the best finished rung was at the same point."""
         rules = self.rules
-        scores = self._scores(self._cells())
+        scores = self._scores(self._cells(), 1.0)
         if rules.mode != "ladder" or not rules.stop_fraction or not scores:
             return ()
-        best = self._of(min(scores, key=lambda rung: (scores[rung], rung)), self._until)
+        best = self._of(min(scores, key=lambda rung: (scores[rung], rung)), 1.0)
         values = [value for record in best if (value := record.at(rules.stop_fraction)) is not None]
         if not values:
             return ()
@@ -207,68 +218,69 @@ class ConceptLadder:
         if self.rules.mode == "grid":
             return self._all(self._cells())
         climb = self._up if self.rules.climb == "up" else self._target
+        rank_screen, data_screen = self.rules.rank_screen, self.rules.data_screen
         if self.rules.order == "joint":
             steps = max(len(ranks), len(sizes))
-            return climb([Rung(_scaled(ranks, i, steps), _scaled(sizes, i, steps)) for i in range(steps)])
-        # The second ladder's top is the first ladder's pick, known already: it is climbed towards that target.
+            rungs = [Rung(_scaled(ranks, i, steps), _scaled(sizes, i, steps)) for i in range(steps)]
+            return climb(rungs, data_screen)
+        # The second ladder's top is the first ladder's pick, begun already: it is climbed towards that target.
         if self.rules.order == "rank-first":
-            multiplier = climb([Rung(m, sizes[-1]) for m in ranks]).multiplier
-            return self._target([Rung(multiplier, n) for n in sizes])
-        size = climb([Rung(ranks[-1], n) for n in sizes]).size
-        return self._target([Rung(m, size) for m in ranks])
+            multiplier = climb([Rung(m, sizes[-1]) for m in ranks], rank_screen).multiplier
+            return self._target([Rung(multiplier, n) for n in sizes], data_screen)
+        size = climb([Rung(ranks[-1], n) for n in sizes], data_screen).size
+        return self._target([Rung(m, size) for m in ranks], rank_screen)
 
-    def _need(self, rung: Rung, until: float | None = None) -> float:
-        until = self._until if until is None else until
+    def _need(self, rung: Rung, until: float) -> float:
         score = self._score(rung, until)
         if score is None:
             raise _NeedError(rung, until=until)
         return score
 
-    def _up(self, rungs: Sequence[Rung]) -> Rung:
+    def _up(self, rungs: Sequence[Rung], until: float) -> Rung:
         if len(rungs) == 1:
             return rungs[0]
-        best = self._need(rungs[0])
+        best = self._need(rungs[0], until)
         tried = [rungs[0]]
         for rung in rungs[1:]:
-            score = self._need(rung)
+            score = self._need(rung, until)
             tried.append(rung)
-            if not score < best - self._slack(best):
+            if not score < best - self._slack(best, until):
                 break
             best = score
-        return self._smallest(self._scores(tried))
+        return self._smallest(self._scores(tried, until), until)
 
-    def _target(self, rungs: Sequence[Rung]) -> Rung:
+    def _target(self, rungs: Sequence[Rung], until: float) -> Rung:
         if len(rungs) == 1:
             return rungs[0]
-        tried = {rungs[-1]: self._need(rungs[-1])}
+        tried = {rungs[-1]: self._need(rungs[-1], until)}
         for rung in rungs[:-1]:
-            tried[rung] = self._need(rung)
-            if self._smallest(tried) == rung:
+            tried[rung] = self._need(rung, until)
+            if self._smallest(tried, until) == rung:
                 return rung
-        return self._smallest(tried)
+        return self._smallest(tried, until)
 
     def _all(self, rungs: Sequence[Rung]) -> Rung:
-        missing = [rung for rung in rungs if self._score(rung, self._until) is None]
+        missing = [rung for rung in rungs if self._score(rung, 1.0) is None]
         if missing:
-            raise _NeedError(*missing, until=self._until)
-        return self._smallest(self._scores(rungs))
+            raise _NeedError(*missing, until=1.0)
+        return self._smallest(self._scores(rungs, 1.0), 1.0)
 
-    def _smallest(self, scores: dict[Rung, float]) -> Rung:
+    def _smallest(self, scores: dict[Rung, float], until: float) -> Rung:
         best = min(scores.values())
-        return min(r for r, score in scores.items() if score <= best + self._slack(best))
+        return min(r for r, score in scores.items() if score <= best + self._slack(best, until))
 
-    def _slack(self, best: float) -> float:
+    def _slack(self, best: float, until: float) -> float:
         """What counts as equal: the tolerance, or a standard error between seeds where that is more."""
-        return max(self.rules.tolerance, self._noise()) * abs(best)
+        return max(self.rules.tolerance, self._noise(until)) * abs(best)
 
-    def _noise(self) -> float:
+    def _noise(self, until: float) -> float:
         """Standard error of the difference of two rungs, relative, pooled over all rungs so far; 0 with one seed."""
         seeds = self.rules.seeds
         variances = []
-        for rung in self._scores(self._cells()) if seeds > 1 else ():
-            metrics = [record.metric for record in self._of(rung, self._until) if record.state != "hopeless"]
-            mean = sum(metrics) / max(len(metrics), 1)
-            if len(metrics) == seeds and mean:
+        for rung in self._scores(self._cells(), until) if seeds > 1 else ():
+            metrics = self._metrics(rung, until)
+            mean = sum(metrics) / len(metrics)
+            if mean and math.isfinite(mean):
                 variances.append(sum((m - mean) ** 2 for m in metrics) / (seeds - 1) / mean**2)
         return math.sqrt(2 / seeds * sum(variances) / len(variances)) if variances else 0.0
 

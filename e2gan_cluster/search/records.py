@@ -34,6 +34,8 @@ class TrialSpec:
         seed_index: Repetition of the rung.
         stop_above: (share of the training, metric): worse than this there = hopeless, stop.
         until: Share of the training after which it ends; below 1 = only to compare rungs.
+        after: Share at which an earlier trial of the same training ended: it is continued from there. The result is
+            that of a training from the start.
         init: Key prefix of the adapter to start from, empty = zero change.
         final: Instead of training, measure the pick and write the concept's result.
     """
@@ -46,6 +48,7 @@ class TrialSpec:
     init: str | None = None
     final: bool = False
     until: float = 1.0
+    after: float = 0.0
 
     @property
     def training_id(self) -> str:
@@ -57,7 +60,15 @@ class TrialSpec:
         """Name of the trial within its concept's search, usable in a key."""
         if self.final:
             return "final"
-        return self.training_id if self.until >= 1 else f"{self.training_id}-p{round(1000 * self.until)}"
+        return self._id_at(self.until)
+
+    @property
+    def continued_id(self) -> str | None:
+        """Name of the trial that is continued, None for a fresh start."""
+        return self._id_at(self.after) if self.after else None
+
+    def _id_at(self, until: float) -> str:
+        return self.training_id if until >= 1 else f"{self.training_id}-p{round(1000 * until)}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -107,10 +118,11 @@ class TrialRecord:
         metric: Last value of the search's metric, lower is better.
         curve: All evaluations.
         ranks: Layer -> LoRA rank.
-        images: Training images seen.
+        images: Training images seen, those before a continued trial not counted.
         seconds: Wall time of training and evaluation.
         trained_parameters: LoRA weights.
         files: The adapter's files, under `keys.search_trial_adapter`; none for a hopeless trial.
+        resume: Training state beside them, for a trial that continues this one; removed when the concept is done.
     """
 
     spec: TrialSpec
@@ -122,6 +134,7 @@ class TrialRecord:
     seconds: float
     trained_parameters: int
     files: tuple[StoredFile, ...] = ()
+    resume: StoredFile | None = None
 
     @property
     def adapter_bytes(self) -> int:
@@ -137,7 +150,8 @@ class TrialRecord:
         return {
             "trial": self.spec.trial_id, "multiplier": self.spec.multiplier, "data_size": self.spec.data_size,
             "seed": self.spec.seed_index, "until": self.spec.until, "state": self.state, "metric": self.metric,
-            "images": self.images, "seconds": round(self.seconds, 3), "adapter_bytes": self.adapter_bytes,
+            "images": self.images, "seen": self.curve[-1].images if self.curve else self.images,
+            "seconds": round(self.seconds, 3), "adapter_bytes": self.adapter_bytes,
             "parameters": self.trained_parameters,
         }  # fmt: skip
 
@@ -178,8 +192,8 @@ class ConceptResult:
         metrics: Metrics of the pick on held-out photos.
         base_metrics: Metrics of the base without an adapter, given the new prompt.
         identity_metrics: Metrics of the unchanged photo.
-        table: One row per trial: trial, multiplier, data_size, seed, until, state, metric, images, seconds,
-            adapter_bytes, parameters.
+        table: One row per trial: trial, multiplier, data_size, seed, until, state, metric, images, seen (with
+            those of the trial it continues), seconds, adapter_bytes, parameters.
         trials: Trials trained.
         seconds: Worker seconds of all trials.
         images: Training images of all trials.
@@ -227,7 +241,7 @@ class ConceptResult:
     @property
     def training_images(self) -> int:
         """Images of one whole training, that of the pick."""
-        return next((row["images"] for row in self.table if row.get("trial") == self.pick), 0)
+        return next((row.get("seen", row["images"]) for row in self.table if row.get("trial") == self.pick), 0)
 
     def to_json(self) -> bytes:
         """Canonical JSON."""
@@ -303,6 +317,7 @@ def _trial_from(raw: dict[str, Any]) -> TrialRecord:
             "spec": TrialSpec.from_dict(raw["spec"]),
             "curve": tuple(Point(**point) for point in raw["curve"]),
             "files": tuple(StoredFile(**file) for file in raw["files"]),
+            "resume": StoredFile(**raw["resume"]) if raw.get("resume") else None,
         }
     )
 

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from peft import PeftModel
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 from torch import nn
 
 from e2gan_cluster.config import TrainConfig
@@ -108,6 +110,18 @@ class AdapterTraining:
         losses = {k: v for k, v in self._losses.items() if k not in _NOT_LOSSES and math.isfinite(v)}
         self.curve.append(Point(fraction, self.state.images_seen, metric, losses))
         return metric
+
+    def snapshot(self) -> bytes:
+        """All that `restore` needs to go on bit-equal."""
+        return save_tensors(self.state.state_dict())
+
+    def restore(self, snapshot: bytes) -> None:
+        """Go on from where a training with the same arguments was.
+
+        Raises:
+            IntegrityError: The snapshot is not of this training.
+        """
+        self.state.load_state_dict(load_tensors(snapshot))
 
     def files(self) -> dict[str, bytes]:
         """The averaged adapter as PEFT files."""

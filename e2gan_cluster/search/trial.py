@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load as load_tensors
 
 from e2gan_cluster.concepts import Concept
-from e2gan_cluster.errors import TrainingError
+from e2gan_cluster.config import SearchConfig
+from e2gan_cluster.errors import IntegrityError, TrainingError
 from e2gan_cluster.nn.lora import CONFIG_FILE, MODEL_FILE, check_base
 from e2gan_cluster.search.final import finish_concept
 from e2gan_cluster.search.jobs import Job
@@ -26,6 +27,8 @@ from e2gan_cluster.search.settings import SearchSetting, concept_from_json
 from e2gan_cluster.search.training import AdapterTraining
 from e2gan_cluster.search.worker import WarmWorker, warm_worker
 from e2gan_cluster.storage import keys
+
+SNAPSHOT = "state.safetensors"
 
 
 def search_runner(job: Job, setting: SearchSetting) -> Iterator[Mapping[str, Any]]:
@@ -59,8 +62,10 @@ def _trial_rows(warm: WarmWorker, concept: Concept, fingerprint: str, spec: Tria
     except KeyError:
         started = time.monotonic()
     training = _open_training(warm, concept, spec)
-    hopeless = False
-    for fraction in _fractions(warm.config.search.early_stop_fraction, spec.until):
+    if spec.continued_id is not None:
+        _continue(warm, training, concept.name, fingerprint, spec.continued_id)
+    before, hopeless = training.state.images_seen, False
+    for fraction in _fractions(warm.config.search, spec):
         for images in training.until(fraction):
             yield {"images": images, "of": training.cfg.images}
         hopeless = _is_hopeless(spec, fraction, training.evaluate(fraction))
@@ -69,16 +74,22 @@ def _trial_rows(warm: WarmWorker, concept: Concept, fingerprint: str, spec: Tria
     files = {} if hopeless else training.files()
     for name, content in files.items():
         warm.store.put(keys.search_trial_adapter(concept.name, fingerprint, spec.trial_id, name), content)
+    resume = None
+    if spec.until < 1 and not hopeless:
+        snapshot = training.snapshot()
+        resume = _stored(SNAPSHOT, snapshot)
+        warm.store.put(keys.search_trial_adapter(concept.name, fingerprint, spec.trial_id, SNAPSHOT), snapshot)
     record = TrialRecord(
         spec=spec,
         state="hopeless" if hopeless else "done" if spec.until >= 1 else "screened",
         metric=training.curve[-1].metric,
         curve=tuple(training.curve),
         ranks=training.ranks,
-        images=training.state.images_seen,
+        images=training.state.images_seen - before,
         seconds=time.monotonic() - started,
         trained_parameters=training.trained_parameters,
-        files=tuple(StoredFile(n, len(c), hashlib.sha256(c).hexdigest()) for n, c in sorted(files.items())),
+        files=tuple(_stored(name, content) for name, content in sorted(files.items())),
+        resume=resume,
     )
     if not warm.store.put_new(key, record.to_json()):
         record = TrialRecord.parse(warm.store.get(key))
@@ -98,9 +109,25 @@ def _open_training(warm: WarmWorker, concept: Concept, spec: TrialSpec) -> Adapt
     )
 
 
-def _fractions(stop: float, until: float) -> list[float]:
-    """Shares of a training at which a trial is measured."""
-    return sorted({fraction for fraction in (stop, 0.5, until) if 0 < fraction <= until})
+def _stored(name: str, content: bytes) -> StoredFile:
+    return StoredFile(name, len(content), hashlib.sha256(content).hexdigest())
+
+
+def _continue(warm: WarmWorker, training: AdapterTraining, concept: str, fingerprint: str, trial_id: str) -> None:
+    """Go on where an earlier trial ended; from the start, to the same end, if its state is gone or damaged."""
+    try:
+        resume = TrialRecord.parse(warm.store.get(keys.search_trial(concept, fingerprint, trial_id))).resume
+        if resume is not None:
+            key = keys.search_trial_adapter(concept, fingerprint, trial_id, resume.name)
+            training.restore(warm.store.get(key, sha256=resume.sha256, size=resume.size))
+    except (KeyError, IntegrityError):
+        return
+
+
+def _fractions(search: SearchConfig, spec: TrialSpec) -> list[float]:
+    """Shares of a training at which a trial is measured: all that some other trial may be compared at."""
+    shares = (search.early_stop_fraction, search.rank_screen, search.data_screen, 0.5, spec.until)
+    return sorted({share for share in shares if spec.after < share <= spec.until})
 
 
 def _is_hopeless(spec: TrialSpec, fraction: float, metric: float) -> bool:

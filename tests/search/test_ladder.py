@@ -19,6 +19,8 @@ def trial(spec: TrialSpec, final: float, fraction: float = 0.25, early: float | 
     """What a trial would record whose metric at `fraction` is `early` (default: twice the final one)."""
     early = 2 * final if early is None else early
     points = [Point(fraction, 10, early)]
+    if spec.until == 0.5:
+        points.append(Point(0.5, 20, early))
     hopeless = any(early > limit for _, limit in spec.stop_above)
     if spec.until == 1 and not hopeless:
         points.append(Point(1.0, 40, final))
@@ -147,14 +149,16 @@ def test_more_seeds_run_together_and_the_best_of_the_pick_is_kept() -> None:
 @pytest.mark.parametrize("climbing", ["up", "target"])
 @given(grid=falling_grid(st.floats(0, 0.4)))
 @settings(max_examples=60, deadline=None)
-def test_screened_search_costs_at_most_two_and_a_half_trainings_and_ends_with_the_pick_trained_whole(
+def test_screened_search_costs_about_three_trainings_at_most_and_ends_with_the_pick_trained_whole(
     climbing: Climb, order: Order, grid: dict[Rung, float]
 ) -> None:
-    rules = LadderRules((1, 2, 4), (50, 100, 200, 400), order=order, climb=climbing, screen_fraction=0.25)
+    rules = LadderRules((1, 2, 4), (50, 100, 200, 400), order=order, climb=climbing, rank_screen=0.25, data_screen=0.5)
     pick, tried = climb(rules, grid.__getitem__)
-    assert [spec.until for spec in tried] == [0.25] * (len(tried) - 1) + [1.0]
+    assert [spec.until == 1 for spec in tried] == [False] * (len(tried) - 1) + [True]
     assert Rung(tried[-1].multiplier, tried[-1].data_size) == pick
-    assert sum(spec.until for spec in tried) <= 2.5
+    assert sum(spec.until - spec.after for spec in tried) <= (3.25 if order == "data-first" else 3)
+    ends = {spec.trial_id for spec in tried}
+    assert all(spec.continued_id in ends for spec in tried if spec.after), "only what was trained is continued"
 
 
 @given(grid=falling_grid(st.floats(0, 0.4)))
@@ -163,11 +167,11 @@ def test_screening_picks_what_whole_trainings_pick_where_curves_keep_their_order
     rules = LadderRules(RULES.multipliers, RULES.sizes, climb="target", stop_margin=1e9)
     whole, _ = climb(rules, grid.__getitem__)
     # `trial` gives every curve twice its final metric at a quarter.
-    assert climb(replace(rules, screen_fraction=0.25), grid.__getitem__)[0] == whole
+    assert climb(replace(rules, rank_screen=0.25, data_screen=0.5), grid.__getitem__)[0] == whole
 
 
 def test_a_lone_rung_is_not_screened() -> None:
-    pick, tried = climb(LadderRules((2,), (50,), screen_fraction=0.25), lambda _: 0.3)
+    pick, tried = climb(LadderRules((2,), (50,), rank_screen=0.25, data_screen=0.5), lambda _: 0.3)
     assert (pick, [spec.until for spec in tried]) == (Rung(2, 50), [1.0])
 
 
@@ -201,15 +205,17 @@ def prefixes(rules: LadderRules, metric: Metric) -> Iterator[tuple[int, ConceptL
         yield count, ladder
 
 
-@pytest.mark.parametrize("screen_fraction", [0.25, 1.0])
+@pytest.mark.parametrize("screens", [(0.25, 0.5), (1.0, 1.0)])
 @pytest.mark.parametrize("climbing", ["up", "target"])
 @given(grid=falling_grid(st.floats(0, 0.3)))
 @settings(max_examples=30, deadline=None)
 def test_ladder_replayed_from_any_prefix_of_its_records_goes_on_as_before(
-    climbing: Climb, screen_fraction: float, grid: dict[Rung, float]
+    climbing: Climb, screens: tuple[float, float], grid: dict[Rung, float]
 ) -> None:
     sizes = (50, 100, 200, 400)
-    rules = LadderRules((1, 2, 4, 8), sizes, climb=climbing, stop_margin=0.1, screen_fraction=screen_fraction)
+    rules = LadderRules(
+        (1, 2, 4, 8), sizes, climb=climbing, stop_margin=0.1, rank_screen=screens[0], data_screen=screens[1]
+    )
     whole_pick, whole = climb(rules, grid.__getitem__)
     for count, ladder in prefixes(rules, grid.__getitem__):
         rest = []

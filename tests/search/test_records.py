@@ -34,6 +34,7 @@ RECORD = st.builds(
     seconds=NUMBER,
     trained_parameters=COUNT,
     files=FILES.map(tuple),
+    resume=st.none() | st.builds(StoredFile, name=st.text(max_size=9), size=COUNT, sha256=st.text(max_size=4)),
 )
 
 
@@ -67,4 +68,5 @@ def test_trial_id_tells_every_field_that_makes_a_rung() -> None:
     assert dataclasses.replace(spec, final=True).trial_id == "final"
     screened = dataclasses.replace(spec, until=0.125)
     assert screened.trial_id == "r2-n100-s1-p125"
+    assert dataclasses.replace(spec, after=0.125).continued_id == screened.trial_id
     assert screened.training_id == spec.training_id, "the beginning of the same training"

@@ -72,9 +72,11 @@ def test_picked_adapter_is_loaded_by_stock_peft_and_scores_as_recorded(
 def test_result_holds_ladder_metrics_and_pictures(world: World, results: dict[str, ConceptResult]) -> None:
     result = results["warm"]
     assert result.state == "done"
-    assert {row["trial"] for row in result.table} >= {"r1-n12-s0-p250", "r2-n12-s0-p250", result.pick}
+    assert {row["trial"] for row in result.table} >= {"r2-n6-s0-p500", "r2-n12-s0-p500", result.pick}
+    assert not [key for key in etags(world, f"search/warm/{result.fingerprint}/") if "state" in key], "tidied up"
     assert [row["trial"] for row in result.table if row["state"] == "done"] == [result.pick]
-    assert result.images <= 2.5 * result.training_images
+    assert (result.training_images, result.images) == (32, sum(row["images"] for row in result.table))
+    assert result.images <= 3 * result.training_images
     assert (
         set(result.metrics)
         == set(result.base_metrics)
@@ -102,6 +104,22 @@ def test_same_command_again_trains_nothing_and_a_new_concept_leaves_others_untou
     assert more["dark"].state == "done"
     assert {key: etag for key, etag in etags(world, "search/").items() if "/dark/" not in key} == before
     assert find_result(world.config, world.store, world.base_id, world.concepts[0]) == results["invert"]
+
+
+def test_trial_that_continues_another_ends_as_one_from_the_start(world: World) -> None:
+    setting = open_setting(world.config, world.store, world.base_id)
+    whole = TrialSpec("invert", multiplier=2, data_size=6)
+    part, rest = dataclasses.replace(whole, until=0.5), dataclasses.replace(whole, after=0.5)
+    unbroken = run_trial(setting, world.concepts[0], "unbroken", whole)
+    half = run_trial(setting, world.concepts[0], "continued", part)
+    continued = run_trial(setting, world.concepts[0], "continued", rest)
+    assert (half.state, half.images, continued.images, unbroken.images) == ("screened", 16, 16, 32)
+    assert (continued.files, continued.metric) == (unbroken.files, unbroken.metric)
+    key = keys.search_trial_adapter("invert", "damaged", half.spec.trial_id, "state.safetensors")
+    run_trial(setting, world.concepts[0], "damaged", part)
+    world.store.put(key, b"damaged")
+    again = run_trial(setting, world.concepts[0], "damaged", rest)
+    assert (again.files, again.images) == (unbroken.files, 32), "trained from the start"
 
 
 def test_repeated_trial_gives_the_same_bytes(world: World) -> None:
@@ -165,7 +183,9 @@ def test_failing_concepts_are_reported_with_reasons_and_others_go_on(
 
 
 def test_diverging_training_fails_its_concept_before_an_adapter_is_stored(tmp_path: Path) -> None:
-    world = search_world.make_world(tmp_path, ("invert",), screen_fraction=1, train={"images": 16, "lr": 1e30})
+    world = search_world.make_world(
+        tmp_path, ("invert",), rank_screen=1, data_screen=1, train={"images": 16, "lr": 1e30}
+    )
     result = search(world)["invert"]
     assert result.state == "failed"
     assert "inf" in str(result.failure) or "nan" in str(result.failure)
