@@ -5,7 +5,8 @@ python -m benchmarks.pairs --quick         # the same with less work, to see tha
 python -m benchmarks.pairs --only noop
 
 stock    our back-end against the stock pipeline called photo by photo, prompt by prompt
-ray      Ray Data with one actor against a bare loop over the same shards and teacher
+ray      Ray Data with one actor against a bare loop over the same shards and teacher, in turns; and the share of the
+         time that the actor works (a bare loop: all of it), which a busy machine changes little
 workers  Ray Data with two actors against one
 noop     rows per second and the driver's memory with a teacher that costs nothing, 1,000 against 10,000 rows, and the
          CPU time of all processes for each further row, which a busy machine changes little
@@ -17,6 +18,7 @@ the first finished shard of each run to the last.
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -44,6 +46,7 @@ from e2gan_cluster.progress import SilentReporter
 from e2gan_cluster.ray_runtime import ray_session
 from e2gan_cluster.storage import open_store
 
+TURNS = 3
 SECTIONS = ("stock", "ray", "workers", "noop")
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -115,48 +118,53 @@ def bench_stock(args: argparse.Namespace) -> dict[str, float]:
     return {"stock_per_s": edits / stock_s, "ours_per_s": edits / ours_s, "ours_over_stock": stock_s / ours_s}
 
 
-def bench_loop(args: argparse.Namespace, folder: Path) -> tuple[float, list[Concept]]:
-    """Rows per second of a plain loop over shards, and as many concepts as fill the wanted time."""
+def bench_ray(args: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """One actor and, where asked for, two, against the bare loop; all in turns, medians over the turns."""
     import torch
 
     torch.set_num_threads(1)
     catalogue = load_catalogue("bundled")
-    config = config_of(folder, args.teacher)
+    config = config_of(folder / "loop", args.teacher)
     maker = ShardMaker(config, {c.name: c for c in catalogue}, open_store(config.storage))
-    first = specs_of(config, catalogue[:1])
-    start = time.perf_counter()
-    for spec in first:
-        maker.make(spec)
-    one_s = time.perf_counter() - start
-    count = max(2, min(len(catalogue) - 1, round(args.seconds / one_s)))
-    chosen = catalogue[1 : 1 + count]
-    specs = specs_of(config, chosen)
+    one_s = loop_seconds(maker, config, catalogue[:1])
+    each = max(1, min((len(catalogue) - 1) // TURNS, round(args.seconds / TURNS / one_s)))
+    turns: list[dict[str, float]] = []
+    for turn in range(TURNS):
+        concepts = catalogue[1 + turn * each : 1 + (turn + 1) * each]
+        rows = sum(len(spec.items) for spec in specs_of(config, concepts))
+        found = {"loop_per_s": rows / loop_seconds(maker, config, concepts)}
+        for name, count in (("one_actor", 1), ("two_actors", 2)):
+            if count == 1 or "workers" in args.sections:
+                storage = folder / f"{name}-{turn}"
+                pool = config_of(storage, args.teacher, min_workers=count, max_workers=count)
+                rate, busy = ray_rate(pool, concepts)
+                found |= {f"{name}_per_s": rate, f"{name}_busy": busy}
+        found["one_actor_over_loop"] = found["one_actor_per_s"] / found["loop_per_s"]
+        if "two_actors_per_s" in found:
+            found["two_actors_over_one"] = found["two_actors_per_s"] / found["one_actor_per_s"]
+        turns.append(found)
+    medians = {name: statistics.median(found[name] for found in turns) for name in turns[0]}
+    return {**medians, "concepts": float(TURNS * each)}
+
+
+def loop_seconds(maker: ShardMaker, config: RunConfig, concepts: Sequence[Concept]) -> float:
+    """Seconds of a plain loop over the shards of some concepts."""
+    specs = specs_of(config, concepts)
     start = time.perf_counter()
     for spec in specs:
         maker.make(spec)
-    return sum(len(spec.items) for spec in specs) / (time.perf_counter() - start), chosen
+    return time.perf_counter() - start
 
 
-def ray_rate(config: RunConfig, concepts: Sequence[Concept]) -> float:
-    """Rows per second through Ray Data once its actors work."""
+def ray_rate(config: RunConfig, concepts: Sequence[Concept]) -> tuple[float, float]:
+    """Rows per second through Ray Data once its actors work, and the share of that time they were at work."""
     watch = Stopwatch()
     with ray_session(config.ray):
-        generate_pairs(config, open_store(config.storage), concepts, watch)
-    return watch.rate()
-
-
-def bench_ray(args: argparse.Namespace, folder: Path) -> dict[str, float]:
-    """One actor and, where asked for, two, against the bare loop."""
-    loop, concepts = bench_loop(args, folder / "loop")
-    found = {"loop_per_s": loop, "concepts": float(len(concepts))}
-    one = config_of(folder / "one", args.teacher, min_workers=1, max_workers=1)
-    found["one_actor_per_s"] = ray_rate(one, concepts)
-    found["one_actor_over_loop"] = found["one_actor_per_s"] / loop
-    if "workers" in args.sections:
-        two = config_of(folder / "two", args.teacher, min_workers=2, max_workers=2)
-        found["two_actors_per_s"] = ray_rate(two, concepts)
-        found["two_actors_over_one"] = found["two_actors_per_s"] / found["one_actor_per_s"]
-    return found
+        results = generate_pairs(config, open_store(config.storage), concepts, watch)
+    (start_s, first), (end_s, last) = watch.marks[0], watch.marks[-1]
+    # Seconds go with rows; the shards that were ready at the first mark are left out.
+    worked_s = sum(result.seconds for result in results.values()) * (last - first) / last
+    return watch.rate(), worked_s / (end_s - start_s) / config.pairs.max_workers
 
 
 def noop_run(photos: str, folder: Path, count: int) -> None:

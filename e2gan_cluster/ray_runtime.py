@@ -17,6 +17,8 @@ from e2gan_cluster.config import RayConfig
 from e2gan_cluster.errors import UserError
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_START_ATTEMPTS = 3
+_LATE = "timed out during startup"
 
 
 @contextmanager
@@ -27,7 +29,7 @@ def ray_session(config: RayConfig) -> Iterator[None]:
     SIGTERM handler aborts the driver without unwinding, so the handlers found at entry are put back.
 
     Raises:
-        UserError: No cluster answers at ``config.address``.
+        UserError: No cluster answers at ``config.address``, or Ray does not start here.
     """
     _set_environment()
     import ray
@@ -44,12 +46,7 @@ def ray_session(config: RayConfig) -> Iterator[None]:
         else:
             # Else Ray leaves a token file in the home folder, and every later `ray job` command asks for it.
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-            ray.init(
-                num_cpus=config.num_cpus,
-                include_dashboard=config.dashboard,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-            )
+            _start_here(config)
     except ConnectionError as error:
         raise UserError(
             f"no Ray cluster answers at {address}: {error}",
@@ -61,6 +58,30 @@ def ray_session(config: RayConfig) -> Iterator[None]:
     finally:
         ray.shutdown()
         _restore(handlers)
+
+
+def _start_here(config: RayConfig) -> None:
+    """Start Ray on this machine; once more where its processes took longer than the 30 s that Ray gives them."""
+    import ray
+
+    for _ in range(_START_ATTEMPTS):
+        try:
+            ray.init(
+                num_cpus=config.num_cpus,
+                include_dashboard=config.dashboard,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
+        except Exception as error:  # Ray has no narrower class for it
+            if _LATE not in str(error):
+                raise
+            ray.shutdown()
+        else:
+            return
+    raise UserError(
+        f"Ray did not start on this machine in {_START_ATTEMPTS} attempts of 30 s",
+        "other programs may take all processors: run the same command again later",
+    )
 
 
 def _set_environment() -> None:
