@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,23 @@ def test_publishing_the_same_bytes_again_changes_nothing(store):
     manifest = read_manifest(store, "oil", version)
     assert manifest.meta["ranks"] == dict.fromkeys(LAYERS, 2)
     assert manifest.meta["concept"] == "oil"
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Pacific/Kiritimati"])
+def test_a_version_depends_on_no_clock_and_no_time_zone(tmp_path, monkeypatch, zone):
+    store = open_store(tmp_path)
+    version = publish(store)
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    monkeypatch.setattr("e2gan_cluster.storage.channels.now", lambda: "1999-01-01T00:00:00+00:00")
+    try:
+        assert publish(store) == version
+        assert publish(open_store(tmp_path / "elsewhere")) == version
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    [info] = list_adapters(store)
+    assert info.versions == (version,)
 
 
 def test_channels_move_promote_and_roll_back(store):
