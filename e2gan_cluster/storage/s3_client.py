@@ -3,7 +3,10 @@
 Credentials come from the environment or from AWS's own files, never from our config.
 """
 
+import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -41,6 +44,19 @@ _TRANSIENT_CODES = {
 }  # fmt: skip
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collection: boto3's import and its models are a great many objects, and all of them stay."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@_uncollected()
 def make_client(options: NetworkOptions) -> "S3Client":
     """A thread-safe client; endpoint from AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, region from AWS_REGION.
 
