@@ -42,6 +42,8 @@ SMALL = (
     "pairs.pairs_per_concept=400", "search.crucial_parts=[downsample, ds, transformer, us, upsample]",
 )  # fmt: skip
 
+QUICK_IMAGES = 400
+
 
 @dataclass
 class AdaptWorld:
@@ -64,7 +66,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/bench"), help="where the world and results are kept")
     parser.add_argument("--concepts", type=int, default=8, help="new concepts")
     parser.add_argument("--photos", default="bundled", help="bundled or a folder; for reference edits")
-    parser.add_argument("--quick", action="store_true", help="4 concepts, small: only shows that it runs")
+    parser.add_argument("--quick", action="store_true", help=f"4 concepts, {QUICK_IMAGES} training images")
 
 
 def open_world(options: argparse.Namespace) -> AdaptWorld:
@@ -73,12 +75,15 @@ def open_world(options: argparse.Namespace) -> AdaptWorld:
     if options.config:
         from e2gan_cluster.batch import open_batch
 
-        batch = open_batch(load_config(options.config, options.set))
+        config = load_config(options.config, options.set)
+        if options.quick and config.search.train.images > QUICK_IMAGES:
+            config = load_config(options.config, [*options.set, f"search.train.images={QUICK_IMAGES}"])
+        batch = open_batch(config)
         config, store, chosen = batch.config, batch.store, batch.new[:count]
         base_id = base_done(config, store, batch.base)
         assert base_id is not None, "this run has no trained base: run `e2gan base` first"
     else:
-        quick = ["base.train.images=1500", "search.train.images=400"] if options.quick else []
+        quick = ["base.train.images=1500", f"search.train.images={QUICK_IMAGES}"] if options.quick else []
         config = load_config(None, [*SMALL, *quick, f"storage={options.folder}", *options.set])
         store = open_store(config.storage)
         chosen = [concept for concept in concepts() if concept.name in NEW[:count]]
