@@ -22,7 +22,7 @@ from e2gan_cluster.track.mlflow_tracker import NullTracker
 from tests import search_world
 from tests.search_world import World
 
-TIMEOUT_S = 240
+TIMEOUT_S = 400
 
 
 def search(world: World, on_ray: bool) -> dict[str, ConceptResult]:
@@ -152,7 +152,7 @@ def wait_for_records(world: World, count: int, process: subprocess.Popen[bytes])
         time.sleep(0.1)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_search_stopped_then_killed_on_ray_ends_with_the_picks_of_an_unbroken_one(tmp_path: Path) -> None:
     # Long enough trainings that a driver is in mid-search when it is hit.
     options: dict[str, Any] = {"train": {"images": 160}, "rank_multipliers": [1, 2, 4]}
@@ -167,7 +167,7 @@ def test_search_stopped_then_killed_on_ray_ends_with_the_picks_of_an_unbroken_on
     process.send_signal(signal.SIGTERM)
     asked = time.monotonic()
     assert process.wait(TIMEOUT_S) == 143
-    assert time.monotonic() - asked < 60, "SIGTERM ends a search within seconds"
+    assert time.monotonic() - asked < 120, "SIGTERM ends a search within seconds"
     before = {info.key: info.etag for info in world.store.list("search/")}
 
     process = start_driver(world)
