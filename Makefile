@@ -43,7 +43,7 @@ types: $(STAMP)
 # Types last: they take a minute, and the first test should start in seconds.
 test: style
 	@# Two processes share the machine: what fails there gets one more try alone.
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile || $(BIN)/python -m pytest --last-failed
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder || $(BIN)/python -m pytest --last-failed
 	$(MAKE) types
 
 # The page of examples/web in headless Chromium; needs Node 20 and Chromium, which a fresh machine lacks.

@@ -11,8 +11,6 @@ import importlib
 import threading
 from collections.abc import Mapping, Sequence
 
-_CLOSE_S = 10.0
-
 
 class ImportAhead:
     """A thread that imports modules stage by stage.
@@ -28,7 +26,8 @@ class ImportAhead:
         self._modules = modules
         self._done = {stage: threading.Event() for stage in modules}
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="import-ahead", daemon=True)
+        # No daemon: an interpreter that ends in the middle of an import crashes.
+        self._thread = threading.Thread(target=self._run, name="import-ahead")
 
     def start(self) -> None:
         """Begin, unless that is done already."""
@@ -41,10 +40,10 @@ class ImportAhead:
             self._done[stage].wait()
 
     def close(self) -> None:
-        """Import no further module; an interpreter that ends in the middle of an import may crash."""
+        """Import no further module, and wait for the one under way."""
         self._closing.set()
         if self._thread.ident is not None:
-            self._thread.join(_CLOSE_S)
+            self._thread.join()
 
     def _run(self) -> None:
         try:

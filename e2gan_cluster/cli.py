@@ -160,8 +160,19 @@ def root(
     """
 
 
-def _terminated(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)
+class Terminated:
+    """The handler of SIGTERM: an exception, so that `finally` blocks run and checkpoints are flushed.
+
+    Attributes:
+        code: Exit code once the signal has come, 0 before.
+    """
+
+    code = 0
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Ends the process by an exception."""
+        self.code = 128 + number
+        sys.exit(self.code)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -169,9 +180,15 @@ def main(args: Sequence[str] | None = None) -> None:
     # Nothing calls home unless its user says so.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # An exception, so that `finally` blocks run and checkpoints are flushed.
-    signal.signal(signal.SIGTERM, _terminated)
-    app(args)
+    terminated = Terminated()
+    signal.signal(signal.SIGTERM, terminated)
+    try:
+        app(args)
+    except SystemExit:
+        if terminated.code:
+            # Where the signal meets a call of Ray, Ray raises an exit of its own, with code 1.
+            sys.exit(terminated.code)
+        raise
 
 
 if __name__ == "__main__":

@@ -29,11 +29,14 @@ if TYPE_CHECKING:
 
 Stage = Literal["pairs", "base", "layers", "adapt", "publish", "report"]
 _MODULES: dict[Stage, tuple[str, ...]] = {
-    "base": ("ray.train.torch", "e2gan_cluster.train.base_driver"),
-    "layers": ("e2gan_cluster.search.layers", "e2gan_cluster.search.tune_loop", "e2gan_cluster.nn.lora"),
-    "publish": ("e2gan_cluster.export.base_files", "torch.onnx"),
-}
-"""What stages import in this process that takes seconds."""
+    "base": ("torch", "ray.train.torch", "e2gan_cluster.train.base_driver"),
+    "layers": (
+        "transformers.modeling_utils", "e2gan_cluster.nn.lora", "e2gan_cluster.search.layers",
+        "e2gan_cluster.search.tune_loop",
+    ),
+    "publish": ("onnxruntime", "torch.onnx", "e2gan_cluster.export.base_files"),
+}  # fmt: skip
+"""What stages import in this process that takes seconds; in parts, since a stop waits for the one under way."""
 STAGES: tuple[Stage, ...] = ("pairs", "base", "layers", "adapt", "publish", "report")
 
 

@@ -1,5 +1,6 @@
 """A whole run in seconds: a fake editor, tiny networks, every stage real."""
 
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BASE = ("invert", "dim")
 NEW = ("negative", "ghost")
 TIMEOUT_S = 800
+STAGES = ("pairs", "base", "layers", "adapt", "publish")
 
 
 def write_run_file(folder: Path, storage: str, bad: bool = False) -> Path:
@@ -75,6 +77,22 @@ def start(*arguments: str, log: Path, **env: str) -> "subprocess.Popen[bytes]":
 def run(*arguments: str, log: Path, **env: str) -> int:
     """Exit code of ``e2gan ARGUMENTS``."""
     return start(*arguments, log=log, **env).wait(TIMEOUT_S)
+
+
+def stage_of(storage: Path) -> str:
+    """The stage a run says it is in, or an empty text before the first."""
+    for path in storage.glob("runs/*/stages.json"):
+        try:
+            stages = json.loads(path.read_text())
+        except ValueError:
+            return ""
+        return next((name for name in reversed(STAGES) if name in stages), "")
+    return ""
+
+
+def kill_group(process: "subprocess.Popen[bytes]") -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(30)
 
 
 def published(store: ObjectStore) -> dict[str, str]:

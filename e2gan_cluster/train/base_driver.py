@@ -31,6 +31,7 @@ from e2gan_cluster.train.events import Listener, Silent, TrackerLike
 from e2gan_cluster.train.relay import RayEvents, Relay
 
 _POLL_S = 0.2
+_START_S = 20.0
 
 
 def base_done(config: RunConfig, store: ObjectStore, base_concepts: Sequence[Concept]) -> str | None:
@@ -186,21 +187,28 @@ def _fit(trainer: Any, relay: Any, listener: Listener) -> None:
     import ray
 
     outcome: list[BaseException] = []
+    # A join that a signal interrupts takes a running thread for ended (Python 3.11, bpo-45274).
+    ended = threading.Event()
 
     def run() -> None:
         try:
             trainer.fit()
         except Exception as error:  # noqa: BLE001 - raised again below, in the caller's thread
             outcome.append(error)
+        finally:
+            ended.set()
 
     thread = threading.Thread(target=run, name="ray-train", daemon=True)
     thread.start()
     try:
-        while thread.is_alive():
-            thread.join(_POLL_S)
+        while not ended.wait(_POLL_S):
             _hand_on(relay, listener)
     except BaseException:
         ray.get(relay.end.remote())
+        # A thread that is still starting workers when Ray is shut down would end the process at once, with code 1.
+        deadline_s = time.monotonic() + _START_S
+        while time.monotonic() < deadline_s and not ray.get(relay.met.remote()) and not ended.wait(_POLL_S):
+            continue
         raise
     _hand_on(relay, listener)
     failure: UserError | None = ray.get(relay.failure.remote())
