@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from e2gan_cluster.names import check_name
 from e2gan_cluster.redact import has_password
 
+BUNDLED_BASE_WIDTHS = (24, 24)
+"""Of the generator and the discriminator of the base that ships with the package."""
+
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Positive = Annotated[int, Field(gt=0)]
@@ -242,9 +245,9 @@ class BaseConfig(_Section):
 
     train: TrainConfig = TrainConfig(images=200_000)
     start_from: str = Field(
-        default="",
-        pattern=r"^(|bundled|[0-9a-f]{12})$",
-        description="weights to start from: empty = random, `bundled`, or a base_id of this storage",
+        default="random",
+        pattern=r"^(random|bundled|[0-9a-f]{12})$",
+        description="weights to start from: `random`, `bundled`, or a base_id of this storage",
     )
     num_workers: Positive = Field(default=1, description="Ray Train workers")
     worker_cpus: PositiveFloat = Field(default=1.0, description="CPUs per worker")
@@ -434,6 +437,12 @@ class RunConfig(_Section):
                 raise ValueError(
                     f"concepts.new and concepts.base both name {', '.join(both)}: remove it from one of them"
                 )
+        if self.base.start_from == "bundled" and (self.nets.width, self.nets.disc_width) != BUNDLED_BASE_WIDTHS:
+            width, disc_width = BUNDLED_BASE_WIDTHS
+            raise ValueError(
+                f"base.start_from = bundled needs nets.width = {width} and nets.disc_width = {disc_width}, not "
+                f"{self.nets.width} and {self.nets.disc_width}: set them so, or base.start_from to random"
+            )
         if max(self.search.data_sizes) > self.pairs.pairs_per_concept:
             raise ValueError(
                 f"search.data_sizes asks for {max(self.search.data_sizes)} pairs but pairs.pairs_per_concept is "

@@ -25,8 +25,6 @@ SMALL = {
     "pairs.resolution": 32,
     "pairs.max_workers": 1,
     "pairs.pairs_per_concept": 8,
-    "nets.width": 8,
-    "nets.disc_width": 8,
     "base.train.images": 32,
     "base.train.eval_images": 32,
     "search.train.images": 16,

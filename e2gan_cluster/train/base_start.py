@@ -44,7 +44,7 @@ def load_start(start_from: str, nets: NetsConfig, text_dim: int, store: ObjectSt
         wanted = ", ".join(f"nets.{name} = {theirs[name]}" for name in different) or f"prompt tokens of {base.text_dim}"
         raise ConfigError(
             f"base.start_from = {start_from} has other networks than this run: {wanted}.",
-            fix="Set nets as that base has them, or leave base.start_from empty.",
+            fix="Set nets as that base has them, or base.start_from to random.",
         )
     return base
 

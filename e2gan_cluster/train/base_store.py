@@ -29,6 +29,7 @@ from e2gan_cluster.storage.manifest import MANIFEST, Manifest
 from e2gan_cluster.train.nets import build_discriminator, build_generator
 
 BUNDLED_BASE_DIR = Path(__file__).resolve().parent.parent / "assets" / "base"
+RANDOM = "random"
 GENERATOR, DISCRIMINATOR, CONFIG = "generator.safetensors", "discriminator.safetensors", "config.json"
 _FORMAT = 1
 # How often to save and look, and how to compute, do not change what is learned.
@@ -69,13 +70,13 @@ def base_fingerprint(config: RunConfig, base_concepts: Sequence[Concept]) -> str
         "pairs": {concept.name: pairs_fingerprint(config, concept) for concept in base_concepts},
         "prompts": {concept.name: concept.prompt for concept in base_concepts},
     }
-    if config.base.start_from:
+    if config.base.start_from != RANDOM:
         facts["start_from"] = start_id(config.base.start_from)
     return fingerprint(facts)[:32]
 
 
 def start_id(start_from: str) -> str:
-    """The base_id that `base.start_from` stands for; empty for random weights."""
+    """The base_id that `base.start_from` stands for; ``random`` stays."""
     return bundled_base_facts()["generator_sha256"][:12] if start_from == "bundled" else start_from
 
 

@@ -26,7 +26,7 @@ from e2gan_cluster.train.base_card import model_card
 from e2gan_cluster.train.base_concepts import BaseChoice
 from e2gan_cluster.train.base_eval import HeldoutEval
 from e2gan_cluster.train.base_start import load_start
-from e2gan_cluster.train.base_store import finished_base, publish_base, start_id
+from e2gan_cluster.train.base_store import RANDOM, finished_base, publish_base, start_id
 from e2gan_cluster.train.checkpoint import delete_checkpoints, load_best, load_newest, save_checkpoint
 from e2gan_cluster.train.data import PairData, pair_data
 from e2gan_cluster.train.events import Event, Events
@@ -109,7 +109,7 @@ def train_base(
 
 def _fresh_state(config: RunConfig, text_dim: int, device: torch.device, store: ObjectStore) -> TrainState:
     torch.manual_seed(config.seed)
-    if config.base.start_from:
+    if config.base.start_from != RANDOM:
         start = load_start(config.base.start_from, config.nets, text_dim, store)
         generator, discriminator = start.generator, start.discriminator.train()
     else:
@@ -221,7 +221,7 @@ def _meta(spec: BaseSpec, encoder: PromptEncoder, result: TrainResult, metrics: 
         "text_encoder": {"name": encoder.name, "fingerprint": encoder.fingerprint, "tokens": encoder.max_tokens},
         "resolution": spec.config.pairs.resolution,
         "images": result.images,
-        **({"start_from": start_id(spec.config.base.start_from)} if spec.config.base.start_from else {}),
+        "start_from": start_id(spec.config.base.start_from),
         "losses": dict(result.losses),
         "collapsed": result.collapsed,
         "metrics": dict(metrics),

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 import e2gan_cluster
 from e2gan_cluster.concepts import load_catalogue
+from e2gan_cluster.config import BUNDLED_BASE_WIDTHS
 from e2gan_cluster.config_io import load_config
 from e2gan_cluster.errors import ConfigError, InputError, IntegrityError
 from e2gan_cluster.evaluate.lpips import Lpips
@@ -50,6 +51,10 @@ def test_another_width_than_the_starts_names_the_option(tmp_path):
     config = load_config(None, ["nets.width=16", f"storage={tmp_path}"])
     with pytest.raises(ConfigError, match=r"nets\.width = 24"):
         base_start.load_start("bundled", config.nets, 384, open_store(config.storage))
+    with pytest.raises(ConfigError, match=r"nets\.width = 24 .*base\.start_from to random"):
+        load_config(None, ["nets.width=16", f"storage={tmp_path}", "base.start_from=bundled"])
+    nets = base_start.load_bundled_base().nets
+    assert (nets.width, nets.disc_width) == BUNDLED_BASE_WIDTHS
 
 
 def test_a_start_that_is_not_there_is_named(tmp_path):
