@@ -36,6 +36,8 @@ EXCLUDES = [
 # Passed on to the job's driver: endpoints and switches. Credentials come from the cluster's own environment
 # (instance profile, Kubernetes secret): they are never copied into Ray's job records.
 FORWARDED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "HF_HUB_OFFLINE")
+OLD_SUPERVISOR_S, SETTLE_S = 30.0, 4.0
+"""How long a stopped job's supervisor may take to go, and a new job to fail because of it."""
 _LIVE = ("PENDING", "RUNNING")
 
 
@@ -97,19 +99,37 @@ def submit(
         return Submission(name, new=False)
     if found is not None:
         client.delete_job(name)
+    entrypoint, runtime_env = _entrypoint(config, config_path, overrides, working_dir), _runtime_env(working_dir)
+    metadata = {"batch": config.name, "config_fingerprint": fingerprint, "storage": config.storage}
+    deadline = time.monotonic() + OLD_SUPERVISOR_S
     try:
-        client.submit_job(
-            entrypoint=_entrypoint(config, config_path, overrides, working_dir),
-            submission_id=name,
-            runtime_env=_runtime_env(working_dir),
-            metadata={"batch": config.name, "config_fingerprint": fingerprint, "storage": config.storage},
-        )
+        client.submit_job(entrypoint=entrypoint, submission_id=name, runtime_env=runtime_env, metadata=metadata)
+        while found is not None and _met_the_old_supervisor(client, name) and time.monotonic() < deadline:
+            time.sleep(1)
+            client.delete_job(name)
+            client.submit_job(entrypoint=entrypoint, submission_id=name, runtime_env=runtime_env, metadata=metadata)
     except (RuntimeError, ValueError) as error:
         # Somebody submitted the same batch between our look and our request.
         if _state(client, name) is None:
             raise UserError(f"the cluster refused the job: {error}", "see its dashboard for details") from error
         return Submission(name, new=False)
     return Submission(name, new=True)
+
+
+def _met_the_old_supervisor(client: "JobSubmissionClient", name: str) -> bool:
+    """Whether a job submitted again failed because the supervisor of the one before was not gone.
+
+    Ray calls a job stopped before its supervisor ends; another job of that name then fails within a second, with it.
+    """
+    deadline = time.monotonic() + SETTLE_S
+    while time.monotonic() < deadline:
+        info = client.get_job_info(name)
+        if info.status.value == "FAILED":
+            return "supervisor actor" in (info.message or "").lower()
+        if info.status.value not in _LIVE:
+            return False
+        time.sleep(0.3)
+    return False
 
 
 def follow(client: "JobSubmissionClient", name: str, write: Callable[[str], None], poll_s: float = 1.0) -> int:

@@ -31,7 +31,7 @@ from e2gan_cluster.train.events import Listener, Silent, TrackerLike
 from e2gan_cluster.train.relay import RayEvents, Relay
 
 _POLL_S = 0.2
-_START_S = 20.0
+_STOP_S = 20.0
 
 
 def base_done(config: RunConfig, store: ObjectStore, base_concepts: Sequence[Concept]) -> str | None:
@@ -205,10 +205,9 @@ def _fit(trainer: Any, relay: Any, listener: Listener) -> None:
             _hand_on(relay, listener)
     except BaseException:
         ray.get(relay.end.remote())
-        # A thread that is still starting workers when Ray is shut down would end the process at once, with code 1.
-        deadline_s = time.monotonic() + _START_S
-        while time.monotonic() < deadline_s and not ray.get(relay.met.remote()) and not ended.wait(_POLL_S):
-            continue
+        # The workers end at their next report. A thread that is still in Ray when Ray is shut down would end the
+        # process at once, with code 1.
+        ended.wait(_STOP_S)
         raise
     _hand_on(relay, listener)
     failure: UserError | None = ray.get(relay.failure.remote())

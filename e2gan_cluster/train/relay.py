@@ -22,7 +22,6 @@ class Relay:
         self._work_s = 0.0
         self._failure: UserError | None = None
         self._ended = False
-        self._met = False
 
     def push(self, event: Event, work_s: float) -> bool:
         """Queues an event, with the seconds worked since the last; answers whether the run has ended."""
@@ -51,12 +50,7 @@ class Relay:
 
     def ended(self) -> bool:
         """Whether attempts make sense no more: a worker's first question."""
-        self._met = True
         return self._ended
-
-    def met(self) -> bool:
-        """Whether a worker has started."""
-        return self._met
 
 
 class RayEvents:
