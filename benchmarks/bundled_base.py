@@ -19,7 +19,8 @@ from e2gan_cluster.evaluate.metrics import MetricNets, evaluate_outputs
 from e2gan_cluster.teacher.instruct import InstructTeacher
 from e2gan_cluster.teacher.training.triples import list_photos, square_photo
 from e2gan_cluster.text.encoder import PromptEncoder
-from e2gan_cluster.train import base_start
+from e2gan_cluster.train.base_start import load_bundled_base
+from e2gan_cluster.train.base_store import BUNDLED_BASE_DIR
 
 METRICS = ("kid", "lpips", "l1")
 
@@ -28,12 +29,11 @@ def main() -> None:
     """Reads the command line, measures concept by concept, prints means and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True, help="folder of photos that neither network has seen")
-    parser.add_argument("--folder", type=Path, default=base_start.BUNDLED_BASE_DIR, help="folder of the base")
+    parser.add_argument("--folder", type=Path, default=BUNDLED_BASE_DIR, help="folder of the base")
     parser.add_argument("--crops", type=int, default=2, help="crops of each photo")
     parser.add_argument("--concepts", type=int, default=1000, help="the first so many of the base's concepts")
     options = parser.parse_args()
-    base_start.BUNDLED_BASE_DIR = options.folder
-    base = base_start.load_bundled_base()
+    base = load_bundled_base(options.folder)
     side = int(base.meta["resolution"])
     paths = list_photos(options.photos)
     photos_NHWC = np.stack([square_photo(path, side, crop) for crop in range(options.crops) for path in paths])

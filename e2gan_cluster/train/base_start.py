@@ -6,6 +6,7 @@ Example:
 """
 
 import hashlib
+from pathlib import Path
 
 from safetensors.torch import load
 
@@ -49,16 +50,19 @@ def load_start(start_from: str, nets: NetsConfig, text_dim: int, store: ObjectSt
     return base
 
 
-def load_bundled_base() -> Base:
+def load_bundled_base(folder: Path = BUNDLED_BASE_DIR) -> Base:
     """The base that ships with the package (docs/base.md says how it was trained).
+
+    Args:
+        folder: Of its files.
 
     Raises:
         IntegrityError: Its files are missing or damaged.
     """
     try:
-        facts = bundled_base_facts()
-        generator_file = (BUNDLED_BASE_DIR / GENERATOR).read_bytes()
-        discriminator_file = (BUNDLED_BASE_DIR / DISCRIMINATOR).read_bytes()
+        facts = bundled_base_facts(folder)
+        generator_file = (folder / GENERATOR).read_bytes()
+        discriminator_file = (folder / DISCRIMINATOR).read_bytes()
     except OSError as error:
         raise IntegrityError(f"The bundled base can't be read: {error}", fix="Install the package again.") from error
     if hashlib.sha256(generator_file).hexdigest() != facts["generator_sha256"]:

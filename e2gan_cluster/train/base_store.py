@@ -80,9 +80,9 @@ def start_id(start_from: str) -> str:
     return bundled_base_facts()["generator_sha256"][:12] if start_from == "bundled" else start_from
 
 
-def bundled_base_facts() -> Mapping[str, Any]:
-    """Networks, concepts, images seen and sha256 of the base that ships with the package."""
-    return json.loads((BUNDLED_BASE_DIR / CONFIG).read_text())
+def bundled_base_facts(folder: Path = BUNDLED_BASE_DIR) -> Mapping[str, Any]:
+    """Networks, concepts, images seen and sha256 of the base that ships with the package, or of one of its kind."""
+    return json.loads((folder / CONFIG).read_text())
 
 
 def publish_base(

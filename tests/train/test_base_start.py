@@ -65,15 +65,14 @@ def test_a_start_that_is_not_there_is_named(tmp_path):
         load_config(None, [f"storage={tmp_path}", "base.start_from=../x"])
 
 
-def test_a_damaged_bundled_base_is_refused(tmp_path, monkeypatch):
+def test_a_damaged_bundled_base_is_refused(tmp_path):
     shutil.copytree(base_store.BUNDLED_BASE_DIR, tmp_path / "base")
-    monkeypatch.setattr(base_start, "BUNDLED_BASE_DIR", tmp_path / "base")
     path = tmp_path / "base" / "generator.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(IntegrityError, match="damaged"):
-        base_start.load_bundled_base()
+        base_start.load_bundled_base(tmp_path / "base")
 
 
 def test_the_bundled_base_does_its_edits_on_photos_the_teacher_has_not_seen():
