@@ -142,10 +142,12 @@ def side_by_side_step(model: nn.Module, options: argparse.Namespace, count: int)
     weights = {n: p.detach().expand(count, *p.shape).clone() for n, p in lora_parameters(model)}
     optimizer = torch.optim.Adam(list(weights.values()), lr=RATE, betas=(0.5, 0.999), fused=True)
     parts = [random_pairs(options, seed) for seed in range(count)]
-    joined = Batch(
-        *(torch.cat([getattr(p, f) for p in parts]) for f in ("source_BCHW", "target_BCHW", "text_BTD", "pooled_BD")),
-        parts[0].concepts * count, None, BATCH * count,
-    )  # fmt: skip
+    source_BCHW, target_BCHW, text_BTD, pooled_BD = (
+        torch.cat(tensors)
+        for tensors in zip(*((p.source_BCHW, p.target_BCHW, p.text_BTD, p.pooled_BD) for p in parts), strict=True)
+    )
+    names = parts[0].concepts * count
+    joined = Batch(source_BCHW, target_BCHW, text_BTD, pooled_BD, names, None, BATCH * count)
 
     def step() -> None:
         for name, gradient in side_by_side_gradients(model, weights, joined, count).items():
