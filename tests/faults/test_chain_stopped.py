@@ -48,9 +48,11 @@ def test_polite_stop_ends_soon_and_leaves_no_process(folder: Path, number: signa
             time.sleep(0.1)
         time.sleep(3)
         assert process.poll() is None, log.read_text()[-4000:]
+        began = time.monotonic()
         os.kill(process.pid, number)
+        assert process.wait(60) == code, log.read_text()[-4000:]
         # 10 s on an idle machine; this one may be busy.
-        assert process.wait(90) == code, log.read_text()[-4000:]
+        assert time.monotonic() - began < 30
         deadline = time.monotonic() + 30
         while processes_of(marker) and time.monotonic() < deadline:
             time.sleep(0.5)

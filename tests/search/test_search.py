@@ -41,7 +41,7 @@ def search(
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return search_world.make_world(tmp_path_factory.mktemp("world"), ("invert", "warm"))
+    return search_world.make_world(tmp_path_factory.mktemp("world"), ("invert", "warm"), train={"lr": 0.025})
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_picked_adapter_is_loaded_by_stock_peft_and_scores_as_recorded(
     output = run_generator(stock, heldout.inputs_NHWC, tokens)
     measured = evaluate_outputs(heldout.inputs_NHWC, heldout.edits_NHWC, output, ["l1"])["l1"]
     assert measured == pytest.approx(result.metric, abs=1e-6)
-    assert measured < 0.85 * result.base_metrics["l1"], "the adapter learned the edit"
+    assert measured < 0.8 * result.base_metrics["l1"], "the adapter learned the edit"
 
 
 def test_result_holds_ladder_metrics_and_pictures(world: World, results: dict[str, ConceptResult]) -> None:
