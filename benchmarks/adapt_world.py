@@ -20,6 +20,7 @@ from e2gan_cluster.pairs.plan import Item, ShardSpec, Split, content_fingerprint
 from e2gan_cluster.pairs.rows import Row, encode_image, shard_bytes
 from e2gan_cluster.pairs.shards import DoneMarker, PairSet, write_index, write_shard
 from e2gan_cluster.progress import make_reporter
+from e2gan_cluster.search.jobs import serve_here
 from e2gan_cluster.search.layers import ensure_layers
 from e2gan_cluster.search.lookup import open_setting
 from e2gan_cluster.search.settings import SearchSetting
@@ -88,7 +89,7 @@ def open_world(options: argparse.Namespace) -> AdaptWorld:
         store = open_store(config.storage)
         chosen = [concept for concept in concepts() if concept.name in NEW[:count]]
         base_id = _reference_world(config, store, [c.name for c in chosen], options.photos)
-    ensure_layers(config, store, base_id, chosen, make_reporter("plain"), NullTracker(), on_ray=False)
+    ensure_layers(config, store, base_id, chosen, make_reporter("plain"), NullTracker(), serve_here)
     return AdaptWorld(config, store, open_setting(config, store, base_id), chosen)
 
 

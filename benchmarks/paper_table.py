@@ -33,9 +33,10 @@ from e2gan_cluster.nn.discriminator import Discriminator
 from e2gan_cluster.nn.lora import cap_ranks, lora_size
 from e2gan_cluster.nn.profile import latency_s, profile
 from e2gan_cluster.progress import SilentReporter
+from e2gan_cluster.search.adapt import adapt_concepts
+from e2gan_cluster.search.jobs import serve_here
 from e2gan_cluster.search.records import ConceptResult
 from e2gan_cluster.search.training import AdapterTraining
-from e2gan_cluster.search.tune_driver import adapt_concepts
 from e2gan_cluster.search.worker import ConceptData, WarmWorker
 from e2gan_cluster.track.mlflow_tracker import NullTracker
 from e2gan_cluster.train.data import PairData
@@ -249,7 +250,7 @@ def main() -> None:
     seeds, width = (1, min(32, options.pix2pix_width)) if options.quick else (options.seeds, options.pix2pix_width)
     world = open_world(options)
     results = adapt_concepts(
-        world.config, world.store, world.setting.base_id, world.concepts, SilentReporter(), NullTracker(), on_ray=False
+        world.config, world.store, world.setting.base_id, world.concepts, SilentReporter(), NullTracker(), serve_here
     )
     results = {name: result for name, result in results.items() if result.state == "done"}
     warm, rows = world.warm(), rows_of(options.as_good)

@@ -225,8 +225,8 @@ def _wall(config: RunConfig, rows: Sequence[PlanRow], workers: int) -> Range:
 
 
 def _generator_bytes(config: RunConfig) -> float:
-    """fp32 bytes of a generator; 7.5 M parameters at width 64 (docs/base.md)."""
-    return 7.5e6 * 4 * (config.nets.width / 64) ** 2
+    """fp32 bytes of a generator; 9.55 M parameters at width 64 (docs/base.md)."""
+    return 9.55e6 * 4 * (config.nets.width / 64) ** 2
 
 
 def _version_bytes(config: RunConfig) -> float:

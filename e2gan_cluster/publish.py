@@ -6,7 +6,7 @@ Example: ``e2gan run --config configs/demo.yaml --stage publish``
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,9 @@ from e2gan_cluster.concepts import Concept
 from e2gan_cluster.config import RunConfig
 from e2gan_cluster.errors import UserError
 from e2gan_cluster.progress import Reporter
+from e2gan_cluster.search.jobs import Job, Serve
+from e2gan_cluster.search.ladder import Wait
+from e2gan_cluster.search.settings import concept_from_json, concept_to_json
 from e2gan_cluster.storage import keys, open_store
 from e2gan_cluster.storage.base import ObjectStore
 from e2gan_cluster.storage.bundle import find_manifest, read_bundle
@@ -32,6 +35,7 @@ OUTPUTS = "outputs.png"
 """A strip of the adapter's outputs on the first held-out photos, for overviews."""
 
 PUBLISHED = "published.json"
+TASK = "publish"
 
 COREML = "merged.mlpackage.zip"
 NOT_RUN = (
@@ -40,22 +44,21 @@ NOT_RUN = (
 
 
 def publish_batch(
-    batch: Batch, base_id: str, results: Mapping[str, "ConceptResult"], reporter: Reporter, need_ray: Callable[[], None]
+    batch: Batch, base_id: str, results: Mapping[str, "ConceptResult"], reporter: Reporter, serve: Serve
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Publish every finished pick that is not published yet, one Ray task per concept.
+    """Publish every finished pick that is not published yet, one job per concept.
 
     Args:
         batch: Config and storage.
         base_id: The base of all ``results``.
         results: Finished searches by concept.
         reporter: Gets progress.
-        need_ray: Starts Ray; called only if there is something to publish.
+        serve: Runs the jobs; not called if all is published.
 
     Returns:
         Versions by concept, and reasons by concept that could not be published.
     """
     versions: dict[str, str] = {}
-    failed: dict[str, str] = {}
     pending: list[Concept] = []
     for concept in batch.new:
         if concept.name in results:
@@ -65,44 +68,64 @@ def publish_batch(
             else:
                 versions[concept.name] = version
     if not pending:
-        return versions, failed
+        return versions, {}
     publish_base_files(batch.config, batch.store, base_id)
-    need_ray()
     if "coreml" in batch.config.publish.formats:
         reporter.note(f"publish: {NOT_RUN}")
-    reporter.start("publish", len(pending), "concepts")
-    jobs = [(batch.config, batch.fingerprint, concept, results[concept.name]) for concept in pending]
-    for done, (name, version, reason) in enumerate(_on_ray(jobs), start=1):
-        if reason:
-            failed[name] = reason
-            reporter.note(f"concept {name} was not published: {reason}")
-        else:
-            versions[name] = version
-        reporter.update("publish", done, concept=name)
-    reporter.finish("publish", f"{len(versions)} versions, {len(failed)} failed")
-    return versions, failed
+    reporter.start(TASK, len(pending), "concepts")
+    source = PublishSource(pending, results, reporter)
+    serve(source, partial(publish_runner, config=batch.config, fingerprint=batch.fingerprint))
+    versions |= source.versions
+    reporter.finish(TASK, f"{len(versions)} versions, {len(source.failed)} failed")
+    return versions, source.failed
 
 
-def _on_ray(jobs: Sequence[tuple[Any, ...]]) -> Iterator[tuple[str, str, str]]:
-    import ray
+class PublishSource:
+    """A `JobSource`: one job per concept whose pick is to be published.
 
-    remote = ray.remote(num_cpus=0.9, max_retries=3)(_publish_or_reason)
-    left = [remote.remote(*job) for job in jobs]
-    while left:
-        ready, left = ray.wait(left)
-        yield from ray.get(ready)
+    Attributes:
+        versions: Published versions by concept.
+        failed: Reasons by concept that could not be published.
+    """
+
+    def __init__(self, concepts: Sequence[Concept], results: Mapping[str, "ConceptResult"], reporter: Reporter) -> None:
+        self._queue = [
+            Job(concept.name, {"concept": concept_to_json(concept), "result": results[concept.name].to_json().decode()})
+            for concept in concepts
+        ]
+        self._reporter = reporter
+        self.versions: dict[str, str] = {}
+        self.failed: dict[str, str] = {}
+
+    def next(self) -> Job | Wait | None:
+        """The next concept."""
+        return self._queue.pop(0) if self._queue else None
+
+    def progress(self, job: Job, row: Mapping[str, Any]) -> None:
+        """Nothing to decide."""
+
+    def report(self, job: Job, outcome: Mapping[str, Any]) -> None:
+        """Note a version."""
+        self.versions[job.name] = str(outcome["version"])
+        self._ended(job)
+
+    def fail(self, job: Job, reason: str) -> None:
+        """Leave the concept out; the others go on."""
+        self.failed[job.name] = reason
+        self._reporter.note(f"concept {job.name} was not published: {reason}")
+        self._ended(job)
+
+    def _ended(self, job: Job) -> None:
+        self._reporter.update(TASK, len(self.versions) + len(self.failed), concept=job.name)
 
 
-def _publish_or_reason(
-    config: RunConfig, fingerprint: str, concept: Concept, result: "ConceptResult"
-) -> tuple[str, str, str]:
-    """(concept, version, reason of failure)."""
-    try:
-        return concept.name, publish_concept(config, fingerprint, concept, result), ""
-    except UserError as error:
-        return concept.name, "", error.message
-    except Exception as error:  # noqa: BLE001 - one concept must not end the others
-        return concept.name, "", f"{type(error).__name__}: {error}"
+def publish_runner(job: Job, config: RunConfig, fingerprint: str) -> Iterator[Mapping[str, Any]]:
+    """Publishes one concept (see `jobs.Runner`)."""
+    from e2gan_cluster.search.records import ConceptResult
+
+    concept = concept_from_json(job.payload["concept"])
+    result = ConceptResult.parse(job.payload["result"].encode())
+    yield {"outcome": {"version": publish_concept(config, fingerprint, concept, result)}}
 
 
 def publish_concept(config: RunConfig, fingerprint: str, concept: Concept, result: "ConceptResult") -> str:

@@ -7,6 +7,7 @@ Example: ``e2gan run --config configs/demo.yaml``
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -24,6 +25,8 @@ from e2gan_cluster.ray_runtime import ray_session
 from e2gan_cluster.storage import keys
 
 if TYPE_CHECKING:
+    from e2gan_cluster.search.jobs import JobSource, Runner
+    from e2gan_cluster.search.pool import WorkerPool
     from e2gan_cluster.search.records import ConceptResult
     from e2gan_cluster.track.mlflow_tracker import NullTracker, Tracker
 
@@ -89,11 +92,25 @@ class _Run:
     stages: Sequence[Stage]
     ahead: ImportAhead
     base_files: Callable[[], None] | None = None
+    pool: "WorkerPool | None" = None
 
     def need_ray(self) -> None:
         """Start or join Ray, once, for the rest of the run."""
         self.stack.enter_context(ray_session(self.batch.config.ray))
         self.ahead.start()
+
+    def serve(self, source: "JobSource", runner: "Runner") -> None:
+        """Run a source's jobs in workers that stay for the rest of the run."""
+        self.workers().serve(source, runner)
+
+    def workers(self) -> "WorkerPool":
+        """Workers of layer analysis, searches and exports."""
+        from e2gan_cluster.search.pool import worker_pool
+
+        if self.pool is None:
+            self.need_ray()
+            self.pool = self.stack.enter_context(worker_pool(self.batch.config))
+        return self.pool
 
     def alive(self) -> list[Any]:
         """New concepts that have not failed."""
@@ -206,8 +223,26 @@ def _base(run: _Run) -> None:
     run.outcome.base_id = base_done(batch.config, batch.store, concepts)
     if run.outcome.base_id is None:
         run.need_ray()
+        if {"layers", "adapt"} & set(run.stages) and _room_beside_base(batch.config):
+            run.workers().start()
         run.outcome.base_id = pretrain_base(batch.config, batch.store, concepts, run.reporter, run.tracker)
     run.reporter.note(f"base {run.outcome.base_id}", base_id=run.outcome.base_id)
+
+
+def _room_beside_base(config: RunConfig) -> bool:
+    """Whether the workers of the stages after it can start while the base trains.
+
+    Only on a Ray of this machine, where waiting workers cost nothing, and only if both fit at once: a base worker that
+    is lost must find its place again.
+    """
+    import ray
+
+    if config.ray.address or "RAY_ADDRESS" in os.environ:
+        return False
+    base, search, there = config.base, config.search, ray.cluster_resources()
+    cpus = base.num_workers * base.worker_cpus + search.num_workers * search.worker_cpus
+    gpus = base.num_workers * base.worker_gpus + search.num_workers * search.worker_gpus
+    return cpus <= there.get("CPU", 0.0) and gpus <= there.get("GPU", 0.0)
 
 
 def _base_id(run: _Run) -> str:
@@ -224,28 +259,26 @@ def _base_id(run: _Run) -> str:
 
 
 def _layers(run: _Run) -> None:
-    from e2gan_cluster.search.layer_table import load_layers
     from e2gan_cluster.search.layers import ensure_layers
 
     batch, base_id = run.batch, _base_id(run)
-    if load_layers(batch.store, base_id) is None:
-        run.need_ray()
-    ensure_layers(batch.config, batch.store, base_id, run.alive() or batch.base, run.reporter, run.tracker)
+    concepts = run.alive() or batch.base
+    ensure_layers(batch.config, batch.store, base_id, concepts, run.reporter, run.tracker, run.serve)
 
 
 def _adapt(run: _Run) -> None:
+    from e2gan_cluster.search.adapt import adapt_concepts, adapt_pending
     from e2gan_cluster.search.layer_table import load_layers
-    from e2gan_cluster.search.tune_driver import adapt_concepts, adapt_pending
 
     batch = run.batch
     base_id = _base_id(run)
-    if adapt_pending(batch.config, batch.store, base_id, run.alive()):
-        run.need_ray()
-        if "publish" in run.stages and load_layers(batch.store, base_id) is not None:
-            from e2gan_cluster.publish import begin_base_files
+    exports = "publish" in run.stages and load_layers(batch.store, base_id) is not None
+    if exports and adapt_pending(batch.config, batch.store, base_id, run.alive()):
+        from e2gan_cluster.publish import begin_base_files
 
-            run.base_files = begin_base_files(batch.config, batch.store, base_id)
-    results = adapt_concepts(batch.config, batch.store, base_id, run.alive(), run.reporter, run.tracker)
+        run.need_ray()
+        run.base_files = begin_base_files(batch.config, batch.store, base_id)
+    results = adapt_concepts(batch.config, batch.store, base_id, run.alive(), run.reporter, run.tracker, run.serve)
     for name, result in results.items():
         if result.state == "done":
             run.outcome.done.append(name)
@@ -262,7 +295,7 @@ def _publish(run: _Run) -> None:
             run.outcome.failed[concept.name] = "publish: its search has not finished"
     if run.base_files is not None:
         run.base_files()
-    versions, failed = publish_batch(run.batch, base_id, results, run.reporter, run.need_ray)
+    versions, failed = publish_batch(run.batch, base_id, results, run.reporter, run.serve)
     run.outcome.versions.update(versions)
     run.outcome.failed |= {name: f"publish: {reason}" for name, reason in failed.items()}
     run.outcome.done = sorted(versions)

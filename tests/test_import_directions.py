@@ -57,7 +57,7 @@ ROOMS = {
     "transformers": {"text", "teacher", "evaluate", "pairs"},
     "peft": {"nn.lora", "search"},
     "torchmetrics": {"evaluate"},
-    "ray": {"pairs", "train", "search", "compress", "ray_runtime", "submit", "publish", "commands"},
+    "ray": {"pairs", "train", "search", "compress", "ray_runtime", "submit", "publish", "stages", "commands"},
     "typer": {"cli", "commands"},
     "yaml": {"yaml_io", "teacher.training"},
 }

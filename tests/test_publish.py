@@ -15,8 +15,9 @@ from e2gan_cluster.export.adapter_export import ExportResult
 from e2gan_cluster.export.parity import Parity
 from e2gan_cluster.progress import SilentReporter
 from e2gan_cluster.publish import COREML, model_card, publish_base_files, publish_concept
+from e2gan_cluster.search.adapt import adapt_concepts
+from e2gan_cluster.search.jobs import serve_here
 from e2gan_cluster.search.records import ConceptResult
-from e2gan_cluster.search.tune_driver import adapt_concepts
 from e2gan_cluster.storage import keys
 from e2gan_cluster.storage.registry import list_adapters, read_manifest
 from e2gan_cluster.track.mlflow_tracker import NullTracker
@@ -37,7 +38,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def results(world: World) -> dict[str, ConceptResult]:
     """Adapters trained for real, if briefly."""
     return adapt_concepts(
-        world.config, world.store, world.base_id, world.concepts, SilentReporter(), NullTracker(), on_ray=False
+        world.config, world.store, world.base_id, world.concepts, SilentReporter(), NullTracker(), serve_here
     )
 
 

@@ -38,7 +38,8 @@ def adapt(
     """
     from e2gan_cluster.batch import open_batch, tracking_uri
     from e2gan_cluster.ray_runtime import ray_session
-    from e2gan_cluster.search.tune_driver import adapt_concepts, adapt_pending
+    from e2gan_cluster.search.adapt import adapt_concepts, adapt_pending
+    from e2gan_cluster.search.jobs import serve_here
     from e2gan_cluster.track.mlflow_tracker import open_tracker
 
     batch = open_batch(load_config(config, settings or ()))
@@ -54,10 +55,12 @@ def adapt(
     arguments = (batch.config, batch.store, base_id, chosen, reporter, tracker)
     try:
         if pending and not local:
-            with ray_session(batch.config.ray):
-                results = adapt_concepts(*arguments)
+            from e2gan_cluster.search.pool import worker_pool
+
+            with ray_session(batch.config.ray), worker_pool(batch.config) as pool:
+                results = adapt_concepts(*arguments, pool.serve)
         else:
-            results = adapt_concepts(*arguments, on_ray=False)
+            results = adapt_concepts(*arguments, serve_here)
     finally:
         tracker.close()
     _print_results(results)
@@ -76,6 +79,7 @@ def layers(
     """
     from e2gan_cluster.batch import open_batch, tracking_uri
     from e2gan_cluster.ray_runtime import ray_session
+    from e2gan_cluster.search.jobs import serve_here
     from e2gan_cluster.search.layer_table import load_layers
     from e2gan_cluster.search.layers import ensure_layers
     from e2gan_cluster.track.mlflow_tracker import open_tracker
@@ -88,10 +92,12 @@ def layers(
         arguments = (batch.config, batch.store, base_id, batch.new or batch.base, make_reporter(log_format), tracker)
         try:
             if local:
-                table = ensure_layers(*arguments, on_ray=False)
+                table = ensure_layers(*arguments, serve_here)
             else:
-                with ray_session(batch.config.ray):
-                    table = ensure_layers(*arguments)
+                from e2gan_cluster.search.pool import worker_pool
+
+                with ray_session(batch.config.ray), worker_pool(batch.config) as pool:
+                    table = ensure_layers(*arguments, pool.serve)
         finally:
             tracker.close()
     typer.echo(f"base {base_id}  {table.mode}  {table.metric_name}  {table.images} images per probe")

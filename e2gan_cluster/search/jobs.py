@@ -8,7 +8,10 @@ Example:
 """
 
 import json
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -108,3 +111,35 @@ def run_local(source: JobSource, runner: Runner, should_stop: Callable[[], bool]
         for row in run_job(job, runner):
             if settle(source, job, row) or should_stop():
                 break
+
+
+Serve = Callable[[JobSource, Runner], None]
+"""Runs all jobs of a source: `WorkerPool.serve` on Ray, or `serve_here`."""
+
+
+def serve_here(source: JobSource, runner: Runner) -> None:
+    """Serve a source in this process; SIGTERM or Ctrl-C stops at the running job's next report."""
+    with stop_on_signals() as stop:
+        run_local(source, runner, stop.is_set)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
+    """Within the block SIGTERM or Ctrl-C sets the event; at its end the former handler gets the signal."""
+    event, received = threading.Event(), []
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def handler(number: int, frame: object) -> None:
+        received.append(number)
+        event.set()
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield event
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+    for number in received[:1]:
+        signal.raise_signal(number)

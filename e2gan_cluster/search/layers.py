@@ -5,7 +5,7 @@ per LoRA weight decides the adapted parts and their start ranks. The table and a
 used by every search on it; probes have records, so a killed analysis goes on.
 
 Example:
-    >>> table = ensure_layers(config, store, base_id, concepts, reporter, tracker)
+    >>> table = ensure_layers(config, store, base_id, concepts, reporter, tracker, serve_here)
     >>> table.parts, table.factors
     (('downsample', 'us', 'upsample'), {'downsample': 2, 'us': 1, 'upsample': 4})
 """
@@ -21,7 +21,7 @@ from e2gan_cluster.concepts import Concept
 from e2gan_cluster.config import RunConfig
 from e2gan_cluster.errors import TrainingError
 from e2gan_cluster.progress import Reporter
-from e2gan_cluster.search.jobs import Job
+from e2gan_cluster.search.jobs import Job, Serve
 from e2gan_cluster.search.ladder import Wait
 from e2gan_cluster.search.layer_table import PICTURE, TABLE, LayerTable, PartRow, choose_parts, load_layers
 from e2gan_cluster.search.settings import SearchSetting, absolute_root, concept_from_json, concept_to_json
@@ -43,8 +43,7 @@ def ensure_layers(
     concepts: Sequence[Concept],
     reporter: Reporter,
     tracker: "Tracker | NullTracker",
-    *,
-    on_ray: bool = True,
+    serve: Serve,
 ) -> LayerTable:
     """The layer table of a base: stored, or made now from probes on the first usable concepts.
 
@@ -57,7 +56,7 @@ def ensure_layers(
         concepts: Candidates for probes, with finished pairs; spread over the list.
         reporter: Gets progress.
         tracker: Gets the table.
-        on_ray: False = probe in this process. Otherwise a running Ray is needed, unless the table is stored.
+        serve: Runs the probes; not called if the table is stored.
 
     Raises:
         TrainingError: No probe concept could be trained.
@@ -72,7 +71,7 @@ def ensure_layers(
         table = LayerTable(base_id, rows, parts, dict.fromkeys(parts, 1), config.search.start_rank)
         store.put(keys.layers_file(base_id, TABLE), table.to_json())
         return table
-    table = analyse_layers(config, store, base_id, rows, concepts, reporter, on_ray=on_ray)
+    table = analyse_layers(config, store, base_id, rows, concepts, reporter, serve)
     store.put(keys.layers_file(base_id, TABLE), table.to_json())
     store.put(keys.layers_file(base_id, PICTURE), picture_png(table))
     log_layers(tracker, store, table)
@@ -86,21 +85,18 @@ def analyse_layers(
     rows: Sequence[PartRow],
     concepts: Sequence[Concept],
     reporter: Reporter,
-    *,
-    on_ray: bool = True,
+    serve: Serve,
 ) -> LayerTable:
     """Probe every part on ``search.probe_concepts`` concepts and derive the adapted set.
 
     Raises:
         TrainingError: Every probe concept failed; gives the reasons.
     """
-    from e2gan_cluster.search.tune_driver import serve
-
     search = config.search
     source = ProbeSource(store, base_id, config, rows, _spread(concepts, search.probe_concepts), reporter)
     setting = SearchSetting(config, absolute_root(store.url), base_id, {})
     reporter.start(TASK, source.total, "probes")
-    serve(source, partial(probe_runner, setting=setting), config, on_ray)
+    serve(source, partial(probe_runner, setting=setting))
     reporter.finish(TASK)
     usable = [name for name in source.names if name not in source.failures]
     if not usable:

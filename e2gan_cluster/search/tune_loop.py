@@ -11,11 +11,9 @@ Example:
 import json
 import logging
 import os
-import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -191,25 +189,3 @@ def run_on_tune(source: JobSource, runner: Runner, settings: TuneSettings, stop:
             ),
         )
         tuner.fit()
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[threading.Event]:
-    """Within the block SIGTERM or Ctrl-C sets the event; at its end the former handler gets the signal."""
-    event, received = threading.Event(), []
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def handler(number: int, frame: object) -> None:
-        received.append(number)
-        event.set()
-
-    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield event
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
-    for number in received[:1]:
-        signal.raise_signal(number)

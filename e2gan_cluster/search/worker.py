@@ -12,7 +12,7 @@ Example:
 import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -190,7 +190,8 @@ _WARM: list[WarmWorker] = []
 
 
 def warm_worker(setting: SearchSetting) -> WarmWorker:
-    """The worker of this process for a setting; one is kept."""
-    if not _WARM or _WARM[0].setting != setting:
+    """The worker of this process for a setting; one is kept, also when only the start ranks change."""
+    if not _WARM or replace(_WARM[0].setting, start_ranks=setting.start_ranks) != setting:
         _WARM[:] = [WarmWorker(setting)]
+    _WARM[0].setting = setting
     return _WARM[0]

@@ -12,22 +12,22 @@ from typing import Any
 import pytest
 
 from e2gan_cluster.progress import SilentReporter
-from e2gan_cluster.search.jobs import Job
+from e2gan_cluster.search.adapt import adapt_concepts
+from e2gan_cluster.search.jobs import Job, serve_here
 from e2gan_cluster.search.ladder import Wait
 from e2gan_cluster.search.records import ConceptResult
-from e2gan_cluster.search.tune_driver import adapt_concepts
 from e2gan_cluster.search.tune_loop import TuneSettings, run_on_tune
 from e2gan_cluster.storage import keys
 from e2gan_cluster.track.mlflow_tracker import NullTracker
 from tests import search_world
 from tests.search_world import World
 
-TIMEOUT_S = 400
+TIMEOUT_S = 240
 
 
-def search(world: World, on_ray: bool) -> dict[str, ConceptResult]:
+def search(world: World) -> dict[str, ConceptResult]:
     return adapt_concepts(
-        world.config, world.store, world.base_id, world.concepts, SilentReporter(), NullTracker(), on_ray=on_ray
+        world.config, world.store, world.base_id, world.concepts, SilentReporter(), NullTracker(), serve_here
     )
 
 
@@ -129,7 +129,8 @@ from e2gan_cluster.concepts import Concept
 from e2gan_cluster.config import RunConfig
 from e2gan_cluster.progress import SilentReporter
 from e2gan_cluster.ray_runtime import ray_session
-from e2gan_cluster.search.tune_driver import adapt_concepts
+from e2gan_cluster.search.adapt import adapt_concepts
+from e2gan_cluster.search.pool import worker_pool
 from e2gan_cluster.storage import open_store
 from e2gan_cluster.track.mlflow_tracker import NullTracker
 from tests.search_world import EDITS
@@ -137,8 +138,9 @@ import signal
 signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
 config = RunConfig.model_validate_json({world.config.model_dump_json()!r})
 concepts = [Concept(name, EDITS[name][0]) for name in {[c.name for c in world.concepts]!r}]
-with ray_session(config.ray):
-    adapt_concepts(config, open_store(config.storage), {world.base_id!r}, concepts, SilentReporter(), NullTracker())
+store = open_store(config.storage)
+with ray_session(config.ray), worker_pool(config) as pool:
+    adapt_concepts(config, store, {world.base_id!r}, concepts, SilentReporter(), NullTracker(), pool.serve)
 """
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
@@ -152,13 +154,13 @@ def wait_for_records(world: World, count: int, process: subprocess.Popen[bytes])
         time.sleep(0.1)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(600)
 def test_search_stopped_then_killed_on_ray_ends_with_the_picks_of_an_unbroken_one(tmp_path: Path) -> None:
     # Long enough trainings that a driver is in mid-search when it is hit.
     options: dict[str, Any] = {"train": {"images": 160}, "rank_multipliers": [1, 2, 4]}
     names = ("invert", "warm", "dark")
     whole = search_world.make_world(tmp_path / "whole", names, **options)
-    unbroken = picks(search(whole, on_ray=False))
+    unbroken = picks(search(whole))
     world = search_world.make_world(tmp_path / "broken", names, **options)
     world.config = world.config.model_copy(update={"ray": world.config.ray.model_copy(update={"num_cpus": 2})})
 
@@ -175,7 +177,7 @@ def test_search_stopped_then_killed_on_ray_ends_with_the_picks_of_an_unbroken_on
     process.kill()
     process.wait(TIMEOUT_S)
 
-    resumed = search(world, on_ray=False)
+    resumed = search(world)
     assert picks(resumed) == unbroken
     after = {info.key: info.etag for info in world.store.list("search/")}
     records = {key: etag for key, etag in before.items() if key.count("/") == 4}

@@ -7,6 +7,7 @@ import pytest
 from e2gan_cluster.errors import ConfigError, IntegrityError
 from e2gan_cluster.progress import SilentReporter
 from e2gan_cluster.search import training
+from e2gan_cluster.search.jobs import serve_here
 from e2gan_cluster.search.layer_table import LayerTable, PartRow, choose_parts, load_layers, start_ranks
 from e2gan_cluster.search.layers import ensure_layers
 from e2gan_cluster.storage import keys
@@ -16,7 +17,7 @@ from tests import search_world
 
 def ensure(world: search_world.World) -> LayerTable:
     return ensure_layers(
-        world.config, world.store, world.base_id, world.concepts, SilentReporter(), NullTracker(), on_ray=False
+        world.config, world.store, world.base_id, world.concepts, SilentReporter(), NullTracker(), serve_here
     )
 
 

@@ -17,10 +17,11 @@ from e2gan_cluster.evaluate.metrics import evaluate_outputs
 from e2gan_cluster.pairs.shards import load_pairs
 from e2gan_cluster.progress import SilentReporter
 from e2gan_cluster.search import trial
+from e2gan_cluster.search.adapt import adapt_concepts, adapt_pending
+from e2gan_cluster.search.jobs import serve_here
 from e2gan_cluster.search.lookup import find_result, open_setting, open_tasks
 from e2gan_cluster.search.records import ConceptResult, TrialSpec
 from e2gan_cluster.search.trial import run_trial
-from e2gan_cluster.search.tune_driver import adapt_concepts, adapt_pending
 from e2gan_cluster.search.warm import Start, assign_donors, read_start
 from e2gan_cluster.storage import keys
 from e2gan_cluster.text.encoder import PromptEncoder
@@ -35,7 +36,7 @@ def search(
 ) -> dict[str, ConceptResult]:
     chosen = world.concepts if concepts is None else concepts
     return adapt_concepts(
-        config or world.config, world.store, world.base_id, chosen, SilentReporter(), NullTracker(), on_ray=False
+        config or world.config, world.store, world.base_id, chosen, SilentReporter(), NullTracker(), serve_here
     )
 
 
@@ -144,9 +145,7 @@ def test_smaller_data_rung_is_part_of_the_larger(tmp_path: Path) -> None:
 def open_setting_after_layers(world: World):
     from e2gan_cluster.search.layers import ensure_layers
 
-    ensure_layers(
-        world.config, world.store, world.base_id, world.concepts, SilentReporter(), NullTracker(), on_ray=False
-    )
+    ensure_layers(world.config, world.store, world.base_id, world.concepts, SilentReporter(), NullTracker(), serve_here)
     return open_setting(world.config, world.store, world.base_id)
 
 

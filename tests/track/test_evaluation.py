@@ -10,7 +10,8 @@ from e2gan_cluster.concepts import Concept
 from e2gan_cluster.config import TeacherConfig
 from e2gan_cluster.errors import InputError
 from e2gan_cluster.progress import SilentReporter
-from e2gan_cluster.search.tune_driver import adapt_concepts
+from e2gan_cluster.search.adapt import adapt_concepts
+from e2gan_cluster.search.jobs import serve_here
 from e2gan_cluster.storage import keys, open_store
 from e2gan_cluster.track.evaluation import ADAPTER, BASE, PHOTO, EvaluateOptions, evaluate_batch, evaluation_table
 from e2gan_cluster.track.mlflow_tracker import NullTracker
@@ -35,7 +36,7 @@ def batch(tmp_path_factory) -> Batch:
 @pytest.fixture(scope="module")
 def base_id(batch) -> str:
     base_id = search_world.add_base(batch.store, batch.config)
-    adapt_concepts(batch.config, batch.store, base_id, batch.new[:1], SilentReporter(), NullTracker(), on_ray=False)
+    adapt_concepts(batch.config, batch.store, base_id, batch.new[:1], SilentReporter(), NullTracker(), serve_here)
     return base_id
 
 

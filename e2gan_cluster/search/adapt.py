@@ -1,8 +1,8 @@
 """Adapts a base to any number of concepts: one Ray Tune experiment over all their ladders.
 
 Example:
-    >>> with ray_session(config.ray):
-    ...     results = adapt_concepts(config, store, base_id, concepts, reporter, tracker)
+    >>> with ray_session(config.ray), worker_pool(config) as pool:
+    ...     results = adapt_concepts(config, store, base_id, concepts, reporter, tracker, pool.serve)
     >>> results["oil"].state, results["oil"].rank_multiplier, results["oil"].metric
     ('done', 2, 0.18)
 """
@@ -17,7 +17,7 @@ import numpy as np
 from e2gan_cluster.concepts import Concept
 from e2gan_cluster.config import RunConfig
 from e2gan_cluster.progress import Reporter
-from e2gan_cluster.search.jobs import JobSource, Runner, run_local
+from e2gan_cluster.search.jobs import Serve
 from e2gan_cluster.search.layer_table import load_layers
 from e2gan_cluster.search.layers import ensure_layers
 from e2gan_cluster.search.lookup import open_setting, open_tasks
@@ -25,7 +25,6 @@ from e2gan_cluster.search.records import ConceptResult, TrialRecord, iter_result
 from e2gan_cluster.search.scheduler import ConceptScheduler, ConceptTask
 from e2gan_cluster.search.settings import SearchSetting
 from e2gan_cluster.search.tracking import log_result, log_trial
-from e2gan_cluster.search.tune_loop import TuneSettings, run_on_tune, stop_on_signals
 from e2gan_cluster.search.warm import Start, assign_donors, start_from_result, write_start
 from e2gan_cluster.storage.base import ObjectStore
 
@@ -51,14 +50,13 @@ def adapt_concepts(
     concepts: Sequence[Concept],
     reporter: Reporter,
     tracker: "Tracker | NullTracker",
+    serve: Serve,
     *,
-    on_ray: bool = True,
     catalogue: Sequence[Concept] = (),
 ) -> dict[str, ConceptResult]:
     """Search rank and data size for every concept; finished ones are skipped, killed searches go on.
 
-    Needs a running Ray unless all is done or ``on_ray`` is False. On SIGTERM the search stops within seconds and the
-    signal is passed on; everything finished is kept.
+    On SIGTERM the search stops within seconds and the signal is passed on; everything finished is kept.
 
     Args:
         config: Resolved config.
@@ -67,7 +65,7 @@ def adapt_concepts(
         concepts: The batch, in order of priority.
         reporter: Gets progress.
         tracker: Gets trials and results.
-        on_ray: False = one trial after the other in this process.
+        serve: Runs the trials, in a pool's workers or in this process; not called if all is done.
         catalogue: More concepts whose finished adapters may be starts (``search.warm_start``).
 
     Returns:
@@ -78,7 +76,7 @@ def adapt_concepts(
     """
     if not concepts:
         return {}
-    ensure_layers(config, store, base_id, concepts, reporter, tracker, on_ray=on_ray)
+    ensure_layers(config, store, base_id, concepts, reporter, tracker, serve)
     setting = open_setting(config, store, base_id)
     tasks = open_tasks(config, store, setting, concepts)
     if config.search.warm_start:
@@ -97,20 +95,9 @@ def adapt_concepts(
 
         reporter.start(TASK, len(tasks), "concepts")
         reporter.update(TASK, scheduler.ended)
-        serve(scheduler, partial(search_runner, setting=setting), config, on_ray)
+        serve(scheduler, partial(search_runner, setting=setting))
         reporter.finish(TASK, watch.summary())
     return scheduler.results()
-
-
-def serve(source: JobSource, runner: Runner, config: RunConfig, on_ray: bool) -> None:
-    """Run a source's jobs on Ray Tune or in this process; SIGTERM stops it within seconds."""
-    with stop_on_signals() as stop:
-        if on_ray:
-            search = config.search
-            settings = TuneSettings(search.num_workers, search.worker_cpus, search.worker_gpus)
-            run_on_tune(source, runner, settings, stop)
-        else:
-            run_local(source, runner, stop.is_set)
 
 
 def _budget(max_hours: float | None) -> Callable[[], bool]:

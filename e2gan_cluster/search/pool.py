@@ -1,0 +1,203 @@
+"""Workers that stay: one Ray Tune experiment that serves one job source after the other.
+
+A worker's start (process, torch, networks) takes seconds; layer analysis, searches and exports of a run share the same
+workers. Between two sources, and while a source can hand out nothing, workers nap: Tune ends all but one that is
+without a job.
+
+Example:
+    >>> with worker_pool(config) as pool:
+    ...     pool.serve(probes, probe_runner)
+    ...     pool.serve(scheduler, search_runner)
+"""
+
+import base64
+import importlib
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from types import TracebackType
+from typing import Any
+
+from ray import cloudpickle
+
+from e2gan_cluster.config import RunConfig
+from e2gan_cluster.errors import TrainingError, UserError
+from e2gan_cluster.search.jobs import Job, JobSource, Runner, stop_on_signals
+from e2gan_cluster.search.ladder import Wait
+from e2gan_cluster.search.tune_loop import TuneSettings, run_on_tune
+
+_NAP_S = 0.25
+_LONG_NAP_S = 5.0
+_NAP_SHARE = 0.05
+"""A nap lasts this share of the time that nothing was to do: a long wait costs few trials, a short one no time."""
+
+_POLL_S = 0.1
+_CLOSE_S = 30.0
+
+
+IMPORTS = ("e2gan_cluster.search.trial", "torchmetrics", "sklearn.cluster", "transformers.modeling_utils")
+"""What trials need that takes seconds to import."""
+
+
+def worker_pool(config: RunConfig) -> "WorkerPool":
+    """The workers that a config asks for."""
+    search = config.search
+    return WorkerPool(TuneSettings(search.num_workers, search.worker_cpus, search.worker_gpus), IMPORTS)
+
+
+class WorkerPool:
+    """Workers on the Ray this process is connected to; used by one thread at a time.
+
+    Args:
+        settings: Their number and resources.
+        imports: Modules that a worker imports before its first job.
+    """
+
+    def __init__(self, settings: TuneSettings, imports: Sequence[str] = ()) -> None:
+        self._settings = settings
+        self._feed = _Feed(imports)
+        self._stop = threading.Event()
+        self._ended = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="worker-pool", daemon=True)
+
+    def __enter__(self) -> "WorkerPool":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Let the workers start now; without it they start with the first source."""
+        if self._thread.ident is None:
+            self._thread.start()
+
+    def serve(self, source: JobSource, runner: Runner) -> None:
+        """Run a source's jobs until it has no more.
+
+        On SIGTERM or Ctrl-C running jobs are dropped within seconds, the pool is closed, and the former handler gets
+        the signal.
+
+        Args:
+            source: Hands out jobs; called from the pool's thread while this one waits.
+            runner: Runs them; picklable. What it keeps in module globals stays warm between jobs and sources.
+
+        Raises:
+            UserError: The source met it, for example storage that fails.
+            TrainingError: The workers ended, for example since Ray did.
+        """
+        with stop_on_signals() as stop:
+            self.start()
+            done = self._feed.begin(source, runner)
+            while not (done.wait(_POLL_S) or stop.is_set() or self._ended.is_set()):
+                pass
+            if stop.is_set():
+                self.close()
+                return
+        if isinstance(self._failure, UserError):
+            raise self._failure
+        if not done.is_set():
+            raise TrainingError(
+                f"the workers ended before their work was done: {self._failure}",
+                "run the same command again: what is finished stays finished",
+            ) from self._failure
+
+    def close(self) -> None:
+        """End the workers; waits until they are gone."""
+        self._feed.close()
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._ended.wait(_CLOSE_S)
+
+    def _run(self) -> None:
+        try:
+            run_on_tune(self._feed, run_pooled, self._settings, self._stop)
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
+            self._failure = error
+        finally:
+            self._ended.set()
+
+
+class _Feed:
+    """A `JobSource` that hands out the jobs of one source after the other, and naps."""
+
+    def __init__(self, imports: Sequence[str]) -> None:
+        self._imports = list(imports)
+        self._lock = threading.RLock()
+        self._closed = False
+        self._source: JobSource | None = None
+        self._runner = ""
+        self._done = threading.Event()
+        self._running: dict[int, Job] = {}
+        self._count = 0
+        self._idle_since = time.monotonic()
+
+    def begin(self, source: JobSource, runner: Runner) -> threading.Event:
+        """Hand out the jobs of a source from now on; the event is set when all have ended."""
+        with self._lock:
+            self._source, self._done = source, threading.Event()
+            self._runner = base64.b64encode(cloudpickle.dumps(runner)).decode()  # pyright: ignore[reportPrivateImportUsage]
+            return self._done
+
+    def close(self) -> None:
+        """Hand out nothing more."""
+        with self._lock:
+            self._closed = True
+
+    def next(self) -> Job | Wait | None:
+        """The source's next job in a wrapping that says how to run it, or a nap."""
+        with self._lock:
+            if self._closed:
+                return None
+            job = self._source.next() if self._source is not None else Wait()
+            if isinstance(job, Job):
+                self._count += 1
+                self._running[self._count] = job
+                self._idle_since = time.monotonic()
+                return Job(job.name, {"number": self._count, "runner": self._runner, "payload": job.payload})
+            if job is None and not self._running:
+                self._source = None
+                self._done.set()
+            return self._nap()
+
+    def progress(self, job: Job, row: Mapping[str, Any]) -> None:
+        """Pass progress on."""
+        with self._lock:
+            inner = self._running.get(job.payload.get("number", 0))
+            if inner is not None and self._source is not None:
+                self._source.progress(inner, row)
+
+    def report(self, job: Job, outcome: Mapping[str, Any]) -> None:
+        """Pass an outcome on."""
+        with self._lock:
+            inner = self._running.pop(job.payload.get("number", 0), None)
+            if inner is not None and self._source is not None:
+                self._source.report(inner, outcome)
+
+    def fail(self, job: Job, reason: str) -> None:
+        """Pass a failure on."""
+        with self._lock:
+            inner = self._running.pop(job.payload.get("number", 0), None)
+            if inner is not None and self._source is not None:
+                self._source.fail(inner, reason)
+
+    def _nap(self) -> Job:
+        seconds = _NAP_SHARE * (time.monotonic() - self._idle_since)
+        return Job("nap", {"nap_s": min(max(seconds, _NAP_S), _LONG_NAP_S), "imports": self._imports})
+
+
+def run_pooled(job: Job) -> Iterator[Mapping[str, Any]]:
+    """Runs a job of any source, or naps (see `jobs.Runner`)."""
+    if "nap_s" in job.payload:
+        for name in job.payload["imports"]:
+            importlib.import_module(name)
+        time.sleep(job.payload["nap_s"])
+        yield {"outcome": {}}
+        return
+    yield from _load_runner(job.payload["runner"])(Job(job.name, job.payload["payload"]))
+
+
+@lru_cache(maxsize=2)
+def _load_runner(text: str) -> Runner:
+    return cloudpickle.loads(base64.b64decode(text))
