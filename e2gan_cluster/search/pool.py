@@ -15,6 +15,7 @@ import importlib
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from types import TracebackType
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 from ray import cloudpickle
 
 from e2gan_cluster.config import RunConfig
-from e2gan_cluster.errors import TrainingError, UserError
+from e2gan_cluster.errors import TrainingError
 from e2gan_cluster.search.jobs import Job, JobSource, Runner, stop_on_signals
 from e2gan_cluster.search.ladder import Wait
 from e2gan_cluster.search.tune_loop import TuneSettings, run_on_tune
@@ -84,8 +85,8 @@ class WorkerPool:
             runner: Runs them; picklable. What it keeps in module globals stays warm between jobs and sources.
 
         Raises:
-            UserError: The source met it, for example storage that fails.
             TrainingError: The workers ended, for example since Ray did.
+            Exception: What the source itself raised, for example storage that fails.
         """
         with stop_on_signals() as stop:
             self.start()
@@ -95,8 +96,8 @@ class WorkerPool:
             if stop.is_set():
                 self.close()
                 return
-        if isinstance(self._failure, UserError):
-            raise self._failure
+        if self._feed.failure is not None:
+            raise self._feed.failure
         if not done.is_set():
             raise TrainingError(
                 f"the workers ended before their work was done: {self._failure}",
@@ -120,7 +121,11 @@ class WorkerPool:
 
 
 class _Feed:
-    """A `JobSource` that hands out the jobs of one source after the other, and naps."""
+    """A `JobSource` that hands out the jobs of one source after the other, and naps.
+
+    Attributes:
+        failure: What the last source raised; Tune would take it for a failure of a trial.
+    """
 
     def __init__(self, imports: Sequence[str]) -> None:
         self._imports = list(imports)
@@ -129,6 +134,7 @@ class _Feed:
         self._source: JobSource | None = None
         self._runner = ""
         self._done = threading.Event()
+        self.failure: Exception | None = None
         self._running: dict[int, Job] = {}
         self._count = 0
         self._idle_since = time.monotonic()
@@ -136,7 +142,7 @@ class _Feed:
     def begin(self, source: JobSource, runner: Runner) -> threading.Event:
         """Hand out the jobs of a source from now on; the event is set when all have ended."""
         with self._lock:
-            self._source, self._done = source, threading.Event()
+            self._source, self._done, self.failure = source, threading.Event(), None
             self._runner = base64.b64encode(cloudpickle.dumps(runner)).decode()  # pyright: ignore[reportPrivateImportUsage]
             return self._done
 
@@ -150,37 +156,52 @@ class _Feed:
         with self._lock:
             if self._closed:
                 return None
-            job = self._source.next() if self._source is not None else Wait()
+            job: Job | Wait | None = Wait()
+            with self._source_failures():
+                job = self._source.next() if self._source is not None else Wait()
             if isinstance(job, Job):
                 self._count += 1
                 self._running[self._count] = job
                 self._idle_since = time.monotonic()
                 return Job(job.name, {"number": self._count, "runner": self._runner, "payload": job.payload})
             if job is None and not self._running:
-                self._source = None
-                self._done.set()
+                self._end()
             return self._nap()
 
     def progress(self, job: Job, row: Mapping[str, Any]) -> None:
         """Pass progress on."""
-        with self._lock:
+        with self._lock, self._source_failures():
             inner = self._running.get(job.payload.get("number", 0))
             if inner is not None and self._source is not None:
                 self._source.progress(inner, row)
 
     def report(self, job: Job, outcome: Mapping[str, Any]) -> None:
         """Pass an outcome on."""
-        with self._lock:
+        with self._lock, self._source_failures():
             inner = self._running.pop(job.payload.get("number", 0), None)
             if inner is not None and self._source is not None:
                 self._source.report(inner, outcome)
 
     def fail(self, job: Job, reason: str) -> None:
         """Pass a failure on."""
-        with self._lock:
+        with self._lock, self._source_failures():
             inner = self._running.pop(job.payload.get("number", 0), None)
             if inner is not None and self._source is not None:
                 self._source.fail(inner, reason)
+
+    @contextmanager
+    def _source_failures(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - raised again in the thread that waits
+            self.failure = error
+            self._end()
+
+    def _end(self) -> None:
+        """No more of this source; what still runs of it is ignored."""
+        self._source = None
+        self._running.clear()
+        self._done.set()
 
     def _nap(self) -> Job:
         seconds = _NAP_SHARE * (time.monotonic() - self._idle_since)

@@ -1,0 +1,132 @@
+"""Workers that stay: real Ray Tune workers that serve one source after the other."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from e2gan_cluster.errors import StoreError, TrainingError
+from e2gan_cluster.search import pool as pool_module
+from e2gan_cluster.search.jobs import Job
+from e2gan_cluster.search.ladder import Wait
+from e2gan_cluster.search.pool import WorkerPool, run_pooled
+from e2gan_cluster.search.tune_loop import TuneSettings
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+TWO = TuneSettings(num_workers=2, cpus=0.5)
+
+
+class Jobs:
+    """Jobs that sleep so many seconds each; a negative one raises in the worker."""
+
+    def __init__(self, *seconds: float) -> None:
+        self.left = list(seconds)
+        self.pids: list[int] = []
+        self.failures: list[str] = []
+
+    def next(self) -> Job | Wait | None:
+        return Job("job", {"seconds": self.left.pop(0)}) if self.left else None
+
+    def progress(self, job: Job, row: Mapping[str, Any]) -> None:
+        pass
+
+    def report(self, job: Job, outcome: Mapping[str, Any]) -> None:
+        self.pids.append(outcome["pid"])
+
+    def fail(self, job: Job, reason: str) -> None:
+        self.failures.append(reason)
+
+
+def sleeper(job: Job) -> Iterator[Mapping[str, Any]]:
+    yield {"images": 0}
+    time.sleep(job.payload["seconds"])
+    yield {"outcome": {"pid": os.getpid()}}
+
+
+def killed_once(job: Job, mark: Path) -> Iterator[Mapping[str, Any]]:
+    yield {"images": 0}
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    yield {"outcome": {"pid": os.getpid()}}
+
+
+def test_the_same_workers_serve_every_source_though_one_idles_at_the_end_of_each(tmp_path: Path) -> None:
+    with WorkerPool(TWO) as pool:
+        first, second, failing, third = Jobs(0.5, 2.5, 0.5), Jobs(*[0.3] * 8), Jobs(-1.0), Jobs(0.0)
+        pool.serve(first, sleeper)
+        time.sleep(1.0)
+        pool.serve(second, sleeper)
+        pool.serve(failing, sleeper)
+        pool.serve(third, partial(killed_once, mark=tmp_path / "killed"))
+    assert len(first.pids) == 3
+    assert len(second.pids) == 8
+    assert set(first.pids) == set(second.pids)
+    assert len(set(second.pids)) == 2
+    assert failing.failures == ["ValueError: sleep length must be non-negative"]
+    assert third.pids
+    assert third.pids[0] not in second.pids, "a killed worker is replaced"
+    assert not third.failures
+
+
+class Refusing(Jobs):
+    """Fails while it takes in an outcome, as with storage that is gone."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(0.0)
+        self.error = error
+
+    def report(self, job: Job, outcome: Mapping[str, Any]) -> None:
+        raise self.error
+
+
+def test_an_error_of_the_source_ends_the_wait_and_is_raised_and_the_pool_goes_on() -> None:
+    with WorkerPool(TWO) as pool:
+        with pytest.raises(StoreError, match="the bucket is gone"):
+            pool.serve(Refusing(StoreError("the bucket is gone")), sleeper)
+        after = Jobs(0.0, 0.0)
+        pool.serve(after, sleeper)
+    assert len(after.pids) == 2
+
+
+def test_workers_that_end_before_their_work_is_done_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: object) -> None:
+        raise RuntimeError("the head node is gone")
+
+    monkeypatch.setattr(pool_module, "run_on_tune", lost)
+    with WorkerPool(TWO) as pool, pytest.raises(TrainingError, match="before their work was done: the head node is"):
+        pool.serve(Jobs(0.0), sleeper)
+
+
+def test_a_pool_that_served_nothing_closes_at_once() -> None:
+    before = threading.active_count()
+    started = time.monotonic()
+    with WorkerPool(TWO):
+        pass
+    assert time.monotonic() - started < 1
+    assert threading.active_count() == before
+
+
+def test_naps_grow_with_the_time_that_nothing_was_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(pool_module.time, "monotonic", lambda: now[0])
+    feed = pool_module._Feed([])
+    naps = []
+    for passed in (0.0, 10.0, 60.0, 86_400.0):
+        now[0] = 100.0 + passed
+        job = feed.next()
+        assert isinstance(job, Job)
+        naps.append(job.payload["nap_s"])
+    assert naps == pytest.approx([0.25, 0.5, 3.0, 5.0])
+    sys.modules.pop("this", None)
+    assert [*run_pooled(Job("nap", {"nap_s": 0.0, "imports": ["this"]}))] == [{"outcome": {}}]
+    assert "this" in sys.modules, "a worker's first nap imports what jobs will need"
+    feed.close()
+    assert feed.next() is None
