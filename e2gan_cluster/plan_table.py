@@ -48,7 +48,8 @@ def print_status(status: BatchStatus) -> None:
     console = _console()
     console.print(f"batch {status.name} ({status.fingerprint[:12]}): {status.running}", highlight=False)
     for stage, record in status.stages.items():
-        took = f" {record['seconds']:.0f} s" if "seconds" in record else ""
+        # A run that finds a stage finished is quick: what counts is how long the work took.
+        took = f" {max(record['seconds'], record.get('work_s', 0.0)):.0f} s" if "seconds" in record else ""
         console.print(f"  {stage}: {record['state']}{took} {record.get('reason', '')}", highlight=False, markup=False)
     for task, progress in status.progress.items():
         console.print(f"  now {task}: {progress['done']} of {progress['total']} {progress['unit']}", highlight=False)

@@ -193,3 +193,14 @@ def test_plan_takes_a_gpus_figures_where_workers_have_one(config: RunConfig) -> 
     assert "0.440 s an image, table, Stable Diffusion 1.5 on one H200" in on_gpu.sources[0]
     assert "one H200" in on_gpu.sources[1]
     assert on_gpu.rows[0].seconds.likely < on_cpu.rows[0].seconds.likely / 10
+
+
+def test_a_stage_that_was_found_finished_shows_how_long_its_work_took(
+    batch: Batch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = {"base": {"state": "done", "seconds": 2.0, "work_s": 65.0}, "adapt": {"state": "done", "seconds": 9.0}}
+    put(batch, keys.run_status(batch.fingerprint, "stages.json"), **stages)
+    print_status(batch_status(batch))
+    printed = capsys.readouterr().out
+    assert "base: done 65 s" in printed
+    assert "adapt: done 9 s" in printed
