@@ -35,7 +35,7 @@ _MODULES: dict[Stage, tuple[str, ...]] = {
     "base": ("torch", "ray.train.torch", "e2gan_cluster.train.base_driver"),
     "layers": (
         "transformers.modeling_utils", "e2gan_cluster.nn.lora", "e2gan_cluster.search.layers",
-        "e2gan_cluster.search.tune_loop",
+        "e2gan_cluster.search.pool",
     ),
     "publish": ("onnxruntime", "torch.onnx", "e2gan_cluster.export.base_files"),
 }  # fmt: skip
