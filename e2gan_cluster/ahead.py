@@ -2,7 +2,7 @@
 
 Example:
     ahead = ImportAhead({"base": ["torch"], "publish": ["torch.onnx"]})
-    ahead.start()
+    ahead.allow("base")
     ...
     ahead.wait("base")
 """
@@ -24,30 +24,40 @@ class ImportAhead:
 
     def __init__(self, modules: Mapping[str, Sequence[str]]) -> None:
         self._modules = modules
+        self._allowed = {stage: threading.Event() for stage in modules}
         self._done = {stage: threading.Event() for stage in modules}
         self._closing = threading.Event()
         # No daemon: an interpreter that ends in the middle of an import crashes.
         self._thread = threading.Thread(target=self._run, name="import-ahead")
 
-    def start(self) -> None:
-        """Begin, unless that is done already."""
-        if self._thread.ident is None and not self._closing.is_set():
+    def allow(self, last: str) -> None:
+        """Begin with the modules of all stages up to this one, unless that is done already."""
+        if self._closing.is_set() or last not in self._modules:
+            return
+        for stage, allowed in self._allowed.items():
+            allowed.set()
+            if stage == last:
+                break
+        if self._thread.ident is None:
             self._thread.start()
 
     def wait(self, stage: str) -> None:
-        """Return once a stage's modules, and those of the stages before, are imported; at once if not started."""
-        if self._thread.ident is not None and stage in self._done:
+        """Return once a stage's modules, and those of the stages before, are imported; at once if not allowed."""
+        if stage in self._modules and self._allowed[stage].is_set():
             self._done[stage].wait()
 
     def close(self) -> None:
         """Import no further module, and wait for the one under way."""
         self._closing.set()
+        for allowed in self._allowed.values():
+            allowed.set()
         if self._thread.ident is not None:
             self._thread.join()
 
     def _run(self) -> None:
         try:
             for stage, names in self._modules.items():
+                self._allowed[stage].wait()
                 for name in names:
                     if self._closing.is_set():
                         return

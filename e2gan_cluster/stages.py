@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from e2gan_cluster import busy, errors
@@ -97,7 +98,7 @@ class _Run:
     def need_ray(self) -> None:
         """Start or join Ray, once, for the rest of the run."""
         self.stack.enter_context(ray_session(self.batch.config.ray))
-        self.ahead.start()
+        self.ahead.allow("base")
 
     def serve(self, source: "JobSource", runner: "Runner") -> None:
         """Run a source's jobs in workers that stay for the rest of the run."""
@@ -106,10 +107,14 @@ class _Run:
     def workers(self) -> "WorkerPool":
         """Workers of layer analysis, searches and exports."""
         from e2gan_cluster.search.pool import worker_pool
+        from e2gan_cluster.search.worker import prepare_worker
 
         if self.pool is None:
             self.need_ray()
-            self.pool = self.stack.enter_context(worker_pool(self.batch.config))
+            batch = self.batch
+            concept = next(iter(self.alive() or batch.base))
+            prepare = partial(prepare_worker, batch.config, batch.store.url, concept)
+            self.pool = self.stack.enter_context(worker_pool(batch.config, prepare))
         return self.pool
 
     def alive(self) -> list[Any]:
@@ -223,10 +228,17 @@ def _base(run: _Run) -> None:
     run.outcome.base_id = base_done(batch.config, batch.store, concepts)
     if run.outcome.base_id is None:
         run.need_ray()
-        if {"layers", "adapt"} & set(run.stages) and _room_beside_base(batch.config):
-            run.workers().start()
-        run.outcome.base_id = pretrain_base(batch.config, batch.store, concepts, run.reporter, run.tracker)
+        run.outcome.base_id = pretrain_base(
+            batch.config, batch.store, concepts, run.reporter, run.tracker, on_begun=partial(_prepare_search, run)
+        )
     run.reporter.note(f"base {run.outcome.base_id}", base_id=run.outcome.base_id)
+
+
+def _prepare_search(run: _Run) -> None:
+    """Start what comes after the base while it trains: a training on few cores leaves others idle."""
+    run.ahead.allow("publish")
+    if {"layers", "adapt"} & set(run.stages) and _room_beside_base(run.batch.config):
+        run.workers().start()
 
 
 def _room_beside_base(config: RunConfig) -> bool:

@@ -21,9 +21,12 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_stage_waits_for_its_own_modules(modules: list[str]) -> None:
     ahead = ImportAhead({"base": modules[:1], "publish": modules[1:]})
-    ahead.start()
+    ahead.allow("base")
     ahead.wait("base")
     assert sys.modules[modules[0]].ready
+    ahead.wait("publish")
+    assert modules[1] not in sys.modules, "not allowed yet"
+    ahead.allow("publish")
     ahead.wait("publish")
     assert sys.modules[modules[1]].ready
     ahead.close()
@@ -39,7 +42,7 @@ def test_nothing_is_imported_and_nobody_waits_before_the_start(modules: list[str
 
 def test_a_module_that_cannot_be_imported_keeps_nobody_waiting(modules: list[str]) -> None:
     ahead = ImportAhead({"base": ["ahead_missing"], "publish": modules})
-    ahead.start()
+    ahead.allow("publish")
     ahead.wait("publish")
     ahead.close()
     assert not set(modules) & set(sys.modules)
@@ -48,6 +51,6 @@ def test_a_module_that_cannot_be_imported_keeps_nobody_waiting(modules: list[str
 def test_closing_twice_and_starting_after_the_end_do_nothing(modules: list[str]) -> None:
     ahead = ImportAhead({"base": modules})
     ahead.close()
-    ahead.start()
+    ahead.allow("base")
     ahead.close()
     assert not set(modules) & set(sys.modules)

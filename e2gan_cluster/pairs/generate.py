@@ -12,7 +12,6 @@ Example:
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import replace
 
 from e2gan_cluster.concepts import Concept
 from e2gan_cluster.config import RunConfig
@@ -68,7 +67,7 @@ def generate_pairs(
     ledger, todo = _prepare(config, store, concepts, splits, verify, reporter)
     if todo:
         with ray_session(config.ray):
-            by_name = {concept.name: _plain(concept) for concept in concepts}
+            by_name = {concept.name: concept for concept in concepts}
             pool = RayPool(config, by_name, store.url)
             with closing(pool.run(todo)) as reports:
                 _consume(reports, ledger, reporter, sum(len(spec.items) for spec in todo), pool)
@@ -121,11 +120,6 @@ def pairs_pending(
         InputError: No photos, or too many bad ones.
     """
     return bool(_plan(config, store, concepts, splits, None)[1])
-
-
-def _plain(concept: Concept) -> Concept:
-    """The concept with a mapping that can be pickled."""
-    return replace(concept, teacher=dict(concept.teacher))
 
 
 def _run_here(maker: ShardMaker, specs: Sequence[ShardSpec], ledger: Ledger) -> Iterator[ShardReport]:

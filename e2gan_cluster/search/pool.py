@@ -11,11 +11,10 @@ Example:
 """
 
 import base64
-import importlib
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from types import TracebackType
 from typing import Any
@@ -37,14 +36,10 @@ _POLL_S = 0.1
 _CLOSE_S = 30.0
 
 
-IMPORTS = ("e2gan_cluster.search.trial", "torchmetrics", "sklearn.cluster", "transformers.modeling_utils")
-"""What trials need that takes seconds to import."""
-
-
-def worker_pool(config: RunConfig) -> "WorkerPool":
+def worker_pool(config: RunConfig, prepare: Callable[[], None] | None = None) -> "WorkerPool":
     """The workers that a config asks for."""
     search = config.search
-    return WorkerPool(TuneSettings(search.num_workers, search.worker_cpus, search.worker_gpus), IMPORTS)
+    return WorkerPool(TuneSettings(search.num_workers, search.worker_cpus, search.worker_gpus), prepare)
 
 
 class WorkerPool:
@@ -52,12 +47,12 @@ class WorkerPool:
 
     Args:
         settings: Their number and resources.
-        imports: Modules that a worker imports before its first job.
+        prepare: Called once in each worker that has nothing else to do; picklable. It may fail: jobs meet the same.
     """
 
-    def __init__(self, settings: TuneSettings, imports: Sequence[str] = ()) -> None:
+    def __init__(self, settings: TuneSettings, prepare: Callable[[], None] | None = None) -> None:
         self._settings = settings
-        self._feed = _Feed(imports)
+        self._feed = _Feed(prepare)
         self._stop = threading.Event()
         self._ended = threading.Event()
         self._failure: BaseException | None = None
@@ -127,8 +122,8 @@ class _Feed:
         failure: What the last source raised; Tune would take it for a failure of a trial.
     """
 
-    def __init__(self, imports: Sequence[str]) -> None:
-        self._imports = list(imports)
+    def __init__(self, prepare: Callable[[], None] | None) -> None:
+        self._prepare = _dump(prepare)
         self._lock = threading.RLock()
         self._closed = False
         self._source: JobSource | None = None
@@ -143,7 +138,7 @@ class _Feed:
         """Hand out the jobs of a source from now on; the event is set when all have ended."""
         with self._lock:
             self._source, self._done, self.failure = source, threading.Event(), None
-            self._runner = base64.b64encode(cloudpickle.dumps(runner)).decode()  # pyright: ignore[reportPrivateImportUsage]
+            self._runner = _dump(runner)
             return self._done
 
     def close(self) -> None:
@@ -205,20 +200,31 @@ class _Feed:
 
     def _nap(self) -> Job:
         seconds = _NAP_SHARE * (time.monotonic() - self._idle_since)
-        return Job("nap", {"nap_s": min(max(seconds, _NAP_S), _LONG_NAP_S), "imports": self._imports})
+        return Job("nap", {"nap_s": min(max(seconds, _NAP_S), _LONG_NAP_S), "prepare": self._prepare})
 
 
 def run_pooled(job: Job) -> Iterator[Mapping[str, Any]]:
     """Runs a job of any source, or naps (see `jobs.Runner`)."""
     if "nap_s" in job.payload:
-        for name in job.payload["imports"]:
-            importlib.import_module(name)
+        _prepare_once(job.payload["prepare"])
         time.sleep(job.payload["nap_s"])
         yield {"outcome": {}}
         return
-    yield from _load_runner(job.payload["runner"])(Job(job.name, job.payload["payload"]))
+    yield from _load(job.payload["runner"])(Job(job.name, job.payload["payload"]))
 
 
-@lru_cache(maxsize=2)
-def _load_runner(text: str) -> Runner:
+@lru_cache(maxsize=1)
+def _prepare_once(text: str) -> None:
+    prepare = _load(text)
+    if prepare is not None:
+        with suppress(Exception):
+            prepare()
+
+
+def _dump(function: Callable[..., Any] | None) -> str:
+    return base64.b64encode(cloudpickle.dumps(function)).decode()  # pyright: ignore[reportPrivateImportUsage]
+
+
+@lru_cache(maxsize=4)
+def _load(text: str) -> Any:
     return cloudpickle.loads(base64.b64decode(text))

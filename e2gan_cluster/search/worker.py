@@ -10,16 +10,18 @@ Example:
 """
 
 import copy
+import importlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 from torch import nn
 
 from e2gan_cluster.concepts import Concept
+from e2gan_cluster.config import RunConfig
 from e2gan_cluster.errors import TrainingError
 from e2gan_cluster.evaluate.features import FeatureNet, stored_features
 from e2gan_cluster.evaluate.inference import run_generator
@@ -80,8 +82,7 @@ class WarmWorker:
         self.setting = setting
         self.config = setting.config
         self.store = open_store(setting.storage)
-        gpu = self.config.search.worker_gpus > 0 and torch.cuda.is_available()
-        self.device = torch.device("cuda" if gpu else "cpu")
+        self.device = _device(self.config)
         self._concepts: OrderedDict[str, ConceptData] = OrderedDict()
 
     @cached_property
@@ -92,17 +93,17 @@ class WarmWorker:
     @cached_property
     def encoder(self) -> PromptEncoder:
         """The text encoder the base was trained with."""
-        return PromptEncoder(max_tokens=self.base.nets.text_tokens)
+        return _encoder(self.base.nets.text_tokens)
 
     @cached_property
     def lpips(self) -> Lpips:
         """LPIPS, as metric and as loss."""
-        return Lpips("alex").to(self.device)
+        return _lpips(self.device)
 
     @cached_property
     def features(self) -> FeatureNet:
         """The feature network."""
-        return FeatureNet(self.device)
+        return _features(self.device)
 
     def nets(self, metrics: Sequence[str]) -> MetricNets:
         """Networks for some metrics."""
@@ -184,6 +185,43 @@ class WarmWorker:
         if not np.isfinite(value):
             raise TrainingError(f"{metric} is {value} for concept {data.concept.name}", "lower search.train.lr")
         return value
+
+
+def prepare_worker(config: RunConfig, storage: str, concept: Concept) -> None:
+    """Loads what jobs of any base need: networks, and the features of the photos that pair subsets are chosen by.
+
+    Args:
+        config: Run config.
+        storage: Root of the store.
+        concept: One whose pairs are finished; every concept's show the same photos.
+    """
+    importlib.import_module("torchmetrics")
+    device, store = _device(config), open_store(storage)
+    _encoder(config.nets.text_tokens).encode([concept.prompt])
+    _lpips(device)
+    train = load_pairs(store, concept, "train", config)
+    if config.search.subset == "cluster" and min(config.search.data_sizes) < len(train):
+        importlib.import_module("sklearn.cluster")
+        stored_features(_features(device), train.inputs_NHWC, store)
+
+
+def _device(config: RunConfig) -> torch.device:
+    return torch.device("cuda" if config.search.worker_gpus > 0 and torch.cuda.is_available() else "cpu")
+
+
+@lru_cache(maxsize=1)
+def _encoder(max_tokens: int) -> PromptEncoder:
+    return PromptEncoder(max_tokens=max_tokens)
+
+
+@lru_cache(maxsize=1)
+def _lpips(device: torch.device) -> Lpips:
+    return Lpips("alex").to(device)
+
+
+@lru_cache(maxsize=1)
+def _features(device: torch.device) -> FeatureNet:
+    return FeatureNet(device)
 
 
 _WARM: list[WarmWorker] = []

@@ -12,8 +12,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from e2gan_cluster import busy
@@ -45,6 +44,7 @@ def pretrain_base(
     base_concepts: Sequence[Concept],
     reporter: Reporter,
     tracker: TrackerLike | None = None,
+    on_begun: Callable[[], None] = lambda: None,
 ) -> str:
     """Trains and publishes the base on Ray Train; returns at once if that is done.
 
@@ -56,6 +56,7 @@ def pretrain_base(
         base_concepts: Concepts with finished pairs.
         reporter: Progress.
         tracker: MLflow.
+        on_begun: Called when the workers have started and train.
 
     Returns:
         ``base_id``.
@@ -70,7 +71,7 @@ def pretrain_base(
     if done is not None:
         return done
     spec = _spec(config, base_concepts)
-    listener = Listener("base", reporter, tracker)
+    listener = Listener("base", reporter, tracker, on_begun=on_begun)
     ok = False
     try:
         with ray_session(config.ray):
@@ -107,9 +108,7 @@ def train_base_local(
 def _spec(config: RunConfig, concepts: Sequence[Concept]) -> BaseSpec:
     if not concepts:
         raise InputError("there are no base concepts", "name some in concepts.base")
-    # A read-only mapping cannot be sent to a worker.
-    plain = tuple(replace(concept, teacher=dict(concept.teacher)) for concept in concepts)
-    return BaseSpec(config, plain, base_fingerprint(config, concepts), _choice(config))
+    return BaseSpec(config, tuple(concepts), base_fingerprint(config, concepts), _choice(config))
 
 
 def _choice(config: RunConfig) -> BaseChoice:

@@ -4,7 +4,7 @@ The training function speaks to an `Events`; without Ray that is the reporter an
 relay to the driver process, so that workers never talk to MLflow.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -81,14 +81,23 @@ class Listener:
         reporter: Progress.
         tracker: MLflow, or None.
         stage: Stage run of the tracker.
+        on_begun: Called when the first step is about to be made.
     """
 
-    def __init__(self, task: str, reporter: Reporter | None, tracker: TrackerLike | None, stage: str = "base") -> None:
+    def __init__(
+        self,
+        task: str,
+        reporter: Reporter | None,
+        tracker: TrackerLike | None,
+        stage: str = "base",
+        on_begun: Callable[[], None] = lambda: None,
+    ) -> None:
         self.task = task
         self.reporter = reporter or SilentReporter()
         self.tracker = tracker
         self.run = tracker.stage_run(stage) if tracker is not None else ""
         self.published: str | None = None
+        self._on_begun = on_begun
         self._collapse_told = False
 
     def emit(self, event: Event) -> None:
@@ -97,6 +106,7 @@ class Listener:
             self.reporter.start(self.task, int(event.values["images"]), "images")
             self.reporter.update(self.task, event.images)
             self._log(event, as_params=True)
+            self._on_begun()
         elif event.kind == "progress":
             facts = {n: event.values[n] for n in ("l1", "lpips", "d", "images_per_s") if n in event.values}
             self.reporter.update(self.task, event.images, **facts)

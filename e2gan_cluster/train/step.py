@@ -135,7 +135,7 @@ def _window(step: int, *images_BCHW: torch.Tensor) -> list[torch.Tensor]:
     """The same part of all images, a few pixels smaller, from another corner at each step.
 
     A perceptual network's first layer looks at every 4th position only: at a fixed offset it cannot see patterns of
-    that period, and a generator trained on it alone covers its images with them (compare E-LPIPS, Kettunen et al. 2019).
+    that period, and a generator trained on it alone covers its images with them (see E-LPIPS, Kettunen et al. 2019).
     """
     y, x = step % _STRIDE, step // _STRIDE % _STRIDE
     return [i_BCHW[..., y : y - _STRIDE + 1 or None, x : x - _STRIDE + 1 or None] for i_BCHW in images_BCHW]

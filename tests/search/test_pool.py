@@ -2,10 +2,10 @@
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,7 @@ def test_a_pool_that_served_nothing_closes_at_once() -> None:
 def test_naps_grow_with_the_time_that_nothing_was_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(pool_module.time, "monotonic", lambda: now[0])
-    feed = pool_module._Feed([])
+    feed = pool_module._Feed(None)
     naps = []
     for passed in (0.0, 10.0, 60.0, 86_400.0):
         now[0] = 100.0 + passed
@@ -125,8 +125,25 @@ def test_naps_grow_with_the_time_that_nothing_was_to_do(monkeypatch: pytest.Monk
         assert isinstance(job, Job)
         naps.append(job.payload["nap_s"])
     assert naps == pytest.approx([0.25, 0.5, 3.0, 5.0])
-    sys.modules.pop("this", None)
-    assert [*run_pooled(Job("nap", {"nap_s": 0.0, "imports": ["this"]}))] == [{"outcome": {}}]
-    assert "this" in sys.modules, "a worker's first nap imports what jobs will need"
     feed.close()
     assert feed.next() is None
+
+
+CALLS: list[int] = []
+
+
+def prepare(fails: bool) -> None:
+    CALLS.append(len(CALLS))
+    if fails:
+        raise ValueError("the pairs are gone")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_worker_prepares_itself_in_its_first_nap_and_survives_a_failure_of_it(fails: bool) -> None:
+    CALLS.clear()
+    feed = pool_module._Feed(partial(prepare, fails))
+    for _ in range(3):
+        job = feed.next()
+        assert isinstance(job, Job)
+        assert [*run_pooled(replace(job, payload=job.payload | {"nap_s": 0.0}))] == [{"outcome": {}}]
+    assert len(CALLS) == 1

@@ -8,12 +8,13 @@ from torch import nn
 
 from e2gan_cluster.config import LossConfig
 from e2gan_cluster.errors import ConfigError, IntegrityError, TrainingError
+from e2gan_cluster.evaluate.lpips import Lpips
 from e2gan_cluster.nn.baselines import ResNet9
 from e2gan_cluster.nn.generator import Generator
 from e2gan_cluster.nn.losses import discriminator_loss, generator_loss, l1_loss
 from e2gan_cluster.train.data import make_batch
 from e2gan_cluster.train.loop import Workers, create_state, train, train_step
-from e2gan_cluster.train.step import learning_rate_factor
+from e2gan_cluster.train.step import _window, learning_rate_factor
 from tests.tiny_training import TEXT_DIM, same_weights, tiny_config, tiny_data, tiny_state
 
 
@@ -141,6 +142,33 @@ def test_perceptual_loss_is_used_and_must_be_given():
         tiny_state(cfg), tiny_data(), cfg, seed=0, perceptual=lambda a, b: (a - b).square().mean(dim=(1, 2, 3))
     )
     assert result.losses["lpips"] > 0
+
+
+def test_perceptual_loss_sees_the_same_part_of_both_images_from_every_corner():
+    rows, columns = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    image = torch.stack((rows, columns))[None]
+    parts = [_window(step, image, image + 100) for step in range(16)]
+    assert all(part.shape == (1, 2, 29, 29) and torch.equal(part + 100, other) for part, other in parts)
+    assert {tuple(part[0, :, 0, 0].int().tolist()) for part, _ in parts} == {(y, x) for y in range(4) for x in range(4)}
+
+
+def test_a_grid_that_lpips_cannot_see_at_one_offset_is_seen_from_the_others():
+    torch.manual_seed(0)
+    distance = Lpips("alex")
+    smooth = torch.nn.functional.interpolate(torch.rand(1, 3, 8, 8), size=64, mode="bicubic").clamp(0, 1) * 2 - 1
+    grid = 0.4 * torch.randn(1, 3, 4, 4).repeat(1, 1, 16, 16)
+    image = (smooth + grid).requires_grad_()
+    optimizer = torch.optim.Adam([image], lr=0.02)
+    for _ in range(60):
+        optimizer.zero_grad()
+        distance(image, smooth).mean().backward()
+        optimizer.step()
+    with torch.no_grad():
+        fixed = distance(image, smooth).item()
+        seen = [distance(*_window(step, image, smooth)).item() for step in range(16)]
+    assert (image - smooth).detach().square().mean().sqrt() > 0.25, "far from the target"
+    assert fixed < 0.002, "and LPIPS calls it the same"
+    assert sum(seen) / 16 > 50 * fixed
 
 
 def test_moving_average_lags_behind_and_is_put_back():
