@@ -36,7 +36,7 @@ _MODULES: dict[Stage, tuple[str, ...]] = {
     "base": ("torch", "ray.train.torch", "e2gan_cluster.train.base_driver"),
     "layers": (
         "transformers.modeling_utils", "e2gan_cluster.nn.lora", "e2gan_cluster.search.layers",
-        "e2gan_cluster.search.pool",
+        "e2gan_cluster.search.pool", "e2gan_cluster.search.worker",
     ),
     "publish": ("onnxruntime", "torch.onnx", "e2gan_cluster.export.base_files"),
 }  # fmt: skip
@@ -236,9 +236,11 @@ def _base(run: _Run) -> None:
 
 def _prepare_search(run: _Run) -> None:
     """Start what comes after the base while it trains: a training on few cores leaves others idle."""
-    run.ahead.allow("publish")
     if {"layers", "adapt"} & set(run.stages) and _room_beside_base(run.batch.config):
+        run.ahead.allow("layers")
+        run.ahead.wait("layers")
         run.workers().start()
+    run.ahead.allow("publish")
 
 
 def _room_beside_base(config: RunConfig) -> bool:
