@@ -19,7 +19,7 @@ from e2gan_cluster.storage import open_store
 from e2gan_cluster.teacher.training import edits
 from e2gan_cluster.teacher.training.triples import square_photo
 from e2gan_cluster.text.encoder import PromptEncoder
-from e2gan_cluster.train import base_start, base_store
+from e2gan_cluster.train import base_start, base_store, bundle_base
 from e2gan_cluster.train.base_driver import train_base_local
 from e2gan_cluster.train.base_store import base_fingerprint, load_base, read_base_manifest, start_id
 from tests.tiny_base import CONCEPTS, tiny_base_config, with_pairs
@@ -92,3 +92,16 @@ def test_the_bundled_base_does_its_edits_on_photos_the_teacher_has_not_seen():
 
 def _tensor(images_BHWC: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def test_a_finished_base_can_be_packed_as_a_start(tmp_path):
+    config, store = with_pairs(tmp_path / "run", images=8)
+    base = load_base(store, train_base_local(config, store, CONCEPTS, SilentReporter()))
+    packed_id = bundle_base.bundle_base(base, tmp_path / "packed")
+    packed = base_start.load_bundled_base(tmp_path / "packed")
+    assert packed.base_id == packed_id != base.base_id
+    assert packed.meta["concepts"] == [concept.name for concept in CONCEPTS]
+    assert packed.meta["images"] == 8
+    for mine, theirs in ((base.generator, packed.generator), (base.discriminator, packed.discriminator)):
+        for name, weight in mine.state_dict().items():
+            assert torch.allclose(weight, theirs.state_dict()[name], atol=1e-3)
