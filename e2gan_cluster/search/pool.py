@@ -13,6 +13,7 @@ Example:
 import base64
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -222,9 +223,10 @@ def _prepare_once(text: str) -> None:
 
 
 def _dump(function: Callable[..., Any] | None) -> str:
-    return base64.b64encode(cloudpickle.dumps(function)).decode()  # pyright: ignore[reportPrivateImportUsage]
+    # Every trial keeps a copy of it for the life of the experiment.
+    return base64.b64encode(zlib.compress(cloudpickle.dumps(function))).decode()  # pyright: ignore[reportPrivateImportUsage]
 
 
 @lru_cache(maxsize=4)
 def _load(text: str) -> Any:
-    return cloudpickle.loads(base64.b64decode(text))
+    return cloudpickle.loads(zlib.decompress(base64.b64decode(text)))
