@@ -103,6 +103,7 @@ def train_base(
         on_report=session.report if judge else None,
         on_eval=session.evaluate if judge else None,
         on_checkpoint=session.save if judge else None,
+        should_stop=session.check if judge else None,
     )  # fmt: skip
     return session.publish(state, result, encoder) if judge is not None else None
 
@@ -160,6 +161,11 @@ class _Session:
             "workers": self.spec.config.base.num_workers, "fingerprint": self.spec.fingerprint,
         }  # fmt: skip
         self.events.emit(Event("start", state.images_seen, values))
+
+    def check(self, state: TrainState) -> bool:
+        """False, or an error that ends the run: a report every few steps may be long in coming."""
+        self.events.check()
+        return False
 
     def report(self, state: TrainState, metrics: Mapping[str, float]) -> None:
         self.events.emit(Event("progress", state.images_seen, metrics))

@@ -65,12 +65,23 @@ class Events(Protocol):
         """
         ...
 
+    def check(self) -> None:
+        """Asked before every step.
+
+        Raises:
+            BaseException: The run is to end.
+        """
+        ...
+
 
 class Silent:
     """Drops events: workers other than the first."""
 
     def emit(self, event: Event) -> None:
         """Ignore."""
+
+    def check(self) -> None:
+        """Nobody ends it."""
 
 
 class Listener:
@@ -122,6 +133,9 @@ class Listener:
             self.published = event.text
             self.reporter.finish(self.task, f"base {event.text}")
             self._log(event)
+
+    def check(self) -> None:
+        """Signals end this process by themselves."""
 
     def close(self, ok: bool) -> None:
         """Ends the tracker's run."""

@@ -7,11 +7,14 @@ Example:
     RayEvents(relay).emit(Event("note", text="hello"))
 """
 
+import time
 from typing import Any
 
 from e2gan_cluster import busy
 from e2gan_cluster.errors import TrainingError, UserError
 from e2gan_cluster.train.events import Event
+
+_CHECK_S = 1.0
 
 
 class Relay:
@@ -62,6 +65,7 @@ class RayEvents:
 
     def __init__(self, relay: Any) -> None:
         self._relay = relay
+        self._checked_s = time.monotonic()
 
     def emit(self, event: Event) -> None:
         """Passes an event on.
@@ -73,3 +77,17 @@ class RayEvents:
 
         if ray.get(self._relay.push.remote(event, busy.take_s())):
             raise TrainingError("the run was stopped")
+
+    def check(self) -> None:
+        """Asks about once a second whether the run is to end.
+
+        Raises:
+            TrainingError: The driver wants no more.
+        """
+        import ray
+
+        if time.monotonic() - self._checked_s < _CHECK_S:
+            return
+        if ray.get(self._relay.ended.remote()):
+            raise TrainingError("the run was stopped")
+        self._checked_s = time.monotonic()
