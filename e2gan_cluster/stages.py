@@ -169,10 +169,9 @@ def _timed(run: _Run, stage: Stage, work: Callable[[_Run], None]) -> None:
 
 def _workers(config: RunConfig, stage: Stage) -> int:
     """Workers that a stage keeps busy at once; those of the base work on the same steps."""
-    many: dict[Stage, int] = {
-        "pairs": config.pairs.max_workers, "layers": config.search.num_workers, "adapt": config.search.num_workers
-    }  # fmt: skip
-    return many.get(stage, 1)
+    if stage == "pairs":
+        return config.pairs.max_workers
+    return config.search.num_workers if stage in ("layers", "adapt", "publish") else 1
 
 
 def _record(run: _Run, stage: Stage, record: dict[str, Any]) -> None:
