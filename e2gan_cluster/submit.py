@@ -36,8 +36,8 @@ EXCLUDES = [
 # Passed on to the job's driver: endpoints and switches. Credentials come from the cluster's own environment
 # (instance profile, Kubernetes secret): they are never copied into Ray's job records.
 FORWARDED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "HF_HUB_OFFLINE")
-OLD_SUPERVISOR_S, SETTLE_S = 30.0, 4.0
-"""How long a stopped job's supervisor may take to go, and a new job to fail because of it."""
+OLD_SUPERVISOR_S, SETTLE_S, MONITOR_S = 30.0, 4.0, 5.0
+"""Seconds a stopped job's supervisor may take to go, a new job to fail because of it, and Ray's monitor to notice."""
 _LIVE = ("PENDING", "RUNNING")
 
 
@@ -98,6 +98,7 @@ def submit(
     if found in (*_LIVE, "SUCCEEDED"):
         return Submission(name, new=False)
     if found is not None:
+        _let_it_settle(client, name)
         client.delete_job(name)
     entrypoint, runtime_env = _entrypoint(config, config_path, overrides, working_dir), _runtime_env(working_dir)
     metadata = {"batch": config.name, "config_fingerprint": fingerprint, "storage": config.storage}
@@ -105,6 +106,8 @@ def submit(
     try:
         client.submit_job(entrypoint=entrypoint, submission_id=name, runtime_env=runtime_env, metadata=metadata)
         while found is not None and _met_the_old_supervisor(client, name) and time.monotonic() < deadline:
+            # It may run all the same: stop it, or its supervisor keeps the name.
+            client.stop_job(name)
             time.sleep(1)
             client.delete_job(name)
             client.submit_job(entrypoint=entrypoint, submission_id=name, runtime_env=runtime_env, metadata=metadata)
@@ -114,6 +117,17 @@ def submit(
             raise UserError(f"the cluster refused the job: {error}", "see its dashboard for details") from error
         return Submission(name, new=False)
     return Submission(name, new=True)
+
+
+def _let_it_settle(client: "JobSubmissionClient", name: str) -> None:
+    """Wait until Ray has done with a job that ended a moment ago.
+
+    Its monitor looks once a second and notes that the supervisor is gone under the job's name: by then that is the new
+    job, which is called failed while it runs.
+    """
+    ended_ms = client.get_job_info(name).end_time
+    if ended_ms is not None:
+        time.sleep(min(max(ended_ms / 1000 + MONITOR_S - time.time(), 0.0), MONITOR_S))
 
 
 def _met_the_old_supervisor(client: "JobSubmissionClient", name: str) -> bool:
