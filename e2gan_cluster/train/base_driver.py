@@ -204,7 +204,7 @@ def _fit(trainer: Any, relay: Any, listener: Listener) -> None:
             _hand_on(relay, listener)
     except BaseException:
         ray.get(relay.end.remote())
-        # The workers end at their next report. A thread that is still in Ray when Ray is shut down would end the
+        # The workers ask about once a second. A thread that is still in Ray when Ray is shut down would end the
         # process at once, with code 1.
         ended.wait(_STOP_S)
         raise
