@@ -12,12 +12,16 @@ from typing import Any
 
 import pytest
 
+from e2gan_cluster.config import RunConfig
 from e2gan_cluster.errors import StoreError, TrainingError
 from e2gan_cluster.search import pool as pool_module
 from e2gan_cluster.search.jobs import Job
 from e2gan_cluster.search.ladder import Wait
 from e2gan_cluster.search.pool import WorkerPool, run_pooled
 from e2gan_cluster.search.tune_loop import TuneSettings
+from e2gan_cluster.search.worker import prepare_worker
+from e2gan_cluster.stages import _room_beside_base
+from tests import search_world
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 TWO = TuneSettings(num_workers=2, cpus=0.5)
@@ -147,3 +151,26 @@ def test_a_worker_prepares_itself_in_its_first_nap_and_survives_a_failure_of_it(
         assert isinstance(job, Job)
         assert [*run_pooled(replace(job, payload=job.payload | {"nap_s": 0.0}))] == [{"outcome": {}}]
     assert len(CALLS) == 1
+
+
+def test_a_prepared_worker_has_the_features_of_the_photos_in_the_store(tmp_path: Path) -> None:
+    world = search_world.make_world(tmp_path, ("invert",), subset="cluster")
+    features = [info.key for info in world.store.list() if "feature" in info.key]
+    assert features == []
+    prepare_worker(world.config, world.store.url, world.concepts[0])
+    assert len([info.key for info in world.store.list() if "feature" in info.key]) == 1
+
+
+@pytest.mark.parametrize(
+    ("worker_cpus", "address", "cluster_address", "room"),
+    [(0.5, None, None, True), (0.9, None, None, False), (0.5, "auto", None, False), (0.5, None, "host:6379", False)],
+)
+def test_workers_start_beside_the_base_only_where_both_fit_on_a_ray_of_this_machine(
+    worker_cpus: float, address: str | None, cluster_address: str | None, room: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if cluster_address:
+        monkeypatch.setenv("RAY_ADDRESS", cluster_address)
+    search = {"worker_cpus": worker_cpus, "num_workers": 2}
+    config = RunConfig.model_validate({"search": search, "ray": {"address": address}})
+    assert _room_beside_base(config) == room
