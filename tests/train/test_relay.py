@@ -1,6 +1,7 @@
 """A worker learns within about a second that its run is to end."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from e2gan_cluster.train.relay import RayEvents, Relay
 def test_a_training_asks_now_and_then_whether_it_is_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
-    relay = ray.remote(num_cpus=0)(Relay).remote()
+    relay: Any = ray.remote(num_cpus=0)(Relay).remote()
     now = [0.0]
     monkeypatch.setattr(relay_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     events = RayEvents(relay)
